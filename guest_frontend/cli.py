@@ -1,0 +1,70 @@
+"""The command line. Modes are imported when chosen: ``pipe`` starts once per TPM tool and has to be quick."""
+
+from __future__ import annotations
+
+import sys
+
+from manager_vm.errors import ConfigError, VtpmManagerError
+
+USAGE = """\
+usage: python -m guest_frontend device CHANNEL
+       python -m guest_frontend pipe CHANNEL
+       python -m guest_frontend socket CHANNEL [--port N]
+
+The guest's side of a vTPM that lives in the manager.
+
+CHANNEL  unix:PATH | ivshmem[:PCI-ADDRESS] | virtio-serial:NAME
+
+device   make /dev/tpmN and /dev/tpmrmN (module tpm_vtpm_proxy). The device stays through restarts of the
+         manager and of the channel; meanwhile commands see TPM_RC_RETRY, which the kernel repeats for about 6 s.
+pipe     raw TPM commands on stdin, responses on stdout. For tpm2-tools:
+           export TPM2TOOLS_TCTI="cmd:python3 -m guest_frontend pipe CHANNEL"
+         Several at once take turns, each with its own objects and sessions; what one leaves behind is flushed.
+socket   a swtpm-style pair of TCP ports on 127.0.0.1: commands at N, control at N+1 (default 2321; 0 picks one and
+         prints it). For tpm2-tools: export TPM2TOOLS_TCTI=swtpm:host=127.0.0.1,port=N
+
+exit codes: 0 done, 2 usage, 3 configuration, 4 manager or channel unreachable, 5 protocol, 12 channel in use
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code as in USAGE."""
+    args = sys.argv[1:] if argv is None else argv
+    if not args or args[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0 if args else 2
+    try:
+        return _run(args)
+    except VtpmManagerError as error:
+        print(f"guest_frontend: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run(args: list[str]) -> int:
+    match args:
+        case ["pipe", channel]:
+            from guest_frontend import pipe
+
+            pipe.run(channel)
+        case ["device", channel]:
+            from guest_frontend import device
+
+            device.run(channel)
+        case ["socket", channel]:
+            _socket(channel, "2321")
+        case ["socket", channel, "--port", port]:
+            _socket(channel, port)
+        case _:
+            print(USAGE, end="", file=sys.stderr)
+            return 2
+    return 0
+
+
+def _socket(channel: str, port: str) -> None:
+    from guest_frontend import socket
+
+    if not port.isdecimal() or int(port) > 65534:
+        raise ConfigError(f"--port {port!r}: use a number below 65535, or 0")
+    socket.run(channel, int(port))

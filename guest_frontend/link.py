@@ -1,0 +1,199 @@
+"""A front end's connection to the manager: end point, decoder and automaton, and coming back after every loss."""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import time
+
+from manager_vm.errors import BusyError, ConfigError, ProtocolError, UnreachableError, VtpmManagerError
+from manager_vm.protocol.channel_client import KERNEL_PATIENCE, Answer, ChannelClient, Event, Lost, Send
+from manager_vm.vchan import address
+from manager_vm.vchan.endpoint import Endpoint, State
+from manager_vm.wire import channel, framing
+
+log = logging.getLogger(__name__)
+
+TOOL_PATIENCE = 30.0  # seconds: tools wait longer than a kernel does
+_BACKOFF = (0.02, 0.5)  # seconds, first and longest pause between connection attempts
+_EXPIRE = 0.3
+_CHUNK = 65536
+
+
+class Link:
+    """Owns the end point. Poll ``fileno()`` (if not -1) for ``timeout()`` seconds, then call ``step()``."""
+
+    def __init__(self, where: str, patience: float = KERNEL_PATIENCE) -> None:
+        self._address = address.parse(where)
+        self._client = ChannelClient(os.urandom(channel.SESSION_SIZE), patience)
+        self._endpoint: Endpoint | None = None
+        self._decoder = framing.Decoder(channel.MAX_BODY)
+        self._epoch = 0
+        self._fed = 0.0  # when bytes came last
+        self._open = False
+        self._served = False  # the manager has answered once: what is wrong now may pass
+        self._pause = _BACKOFF[0]
+        self._next_try = 0.0
+        self._complaint: VtpmManagerError | None = None
+
+    def fileno(self) -> int:
+        """The end point's descriptor, -1 while there is none."""
+        return self._endpoint.fileno() if self._endpoint is not None else -1
+
+    def timeout(self) -> float:
+        """Seconds until ``step`` is due even if nothing happens."""
+        now = time.monotonic()
+        due = self._client.deadline(now)
+        if self._endpoint is None:
+            due = min(due, max(self._next_try - now, 0.0))
+        elif self._endpoint.lossy and self._decoder.pending:
+            due = min(due, max(self._fed + _EXPIRE - now, 0.0))
+        return due
+
+    def step(self) -> list[bytes]:
+        """Make progress; returns answers for the local client (at most one per command)."""
+        now = time.monotonic()
+        answers: list[bytes] = []
+        if self._endpoint is None and now >= self._next_try:
+            self._connect(now)
+        if self._endpoint is not None:
+            answers += self._receive(self._endpoint, now)
+        return answers + self._perform(self._client.tick(now))
+
+    def submit(self, command: bytes, locality: int = 0) -> list[bytes]:
+        """A command from the local client; its answer may come at once."""
+        return self._perform(self._client.submit(command, locality, time.monotonic()))
+
+    def abandon(self) -> None:
+        """The local client does not wait any more."""
+        self._client.abandon()
+
+    def execute(self, command: bytes, locality: int = 0) -> bytes:
+        """Submit and wait (a TPM is one method)."""
+        answers = self.submit(command, locality)
+        while not answers:
+            self.wait()
+            answers = self.step()
+        return answers[0]
+
+    def wait(self) -> None:
+        """Sleep until ``step`` is due."""
+        poller = select.poll()
+        if self._endpoint is not None:
+            poller.register(self._endpoint.fileno(), select.POLLIN)
+        poller.poll(self.timeout() * 1000 + 1)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the manager has answered on this channel and takes commands."""
+        return self._client.state.name == "READY"
+
+    def open(self, timeout: float) -> None:
+        """Wait until the manager has answered; UnreachableError or BusyError with the last cause otherwise."""
+        deadline = time.monotonic() + timeout
+        while not self.ready:
+            if time.monotonic() >= deadline:
+                raise self._complaint or UnreachableError(f"the manager does not answer on {self._address}")
+            self.step()
+            if not self.ready:
+                self.wait()
+
+    def close(self) -> None:
+        """Say goodbye and let go of the channel."""
+        if self._endpoint is not None:
+            self._perform(self._client.goodbye())
+            self._endpoint.close()
+            self._endpoint = None
+
+    def _connect(self, now: float) -> None:
+        try:
+            self._endpoint = address.connect(self._address)
+        except (UnreachableError, BusyError, ConfigError) as error:
+            if isinstance(error, ConfigError) and not self._served:
+                raise
+            self._complain(error)
+            self._back_off(now)
+            return
+        self._decoder = framing.Decoder(channel.MAX_BODY, resync=self._endpoint.lossy)
+        self._epoch = self._endpoint.epoch
+        self._open = False
+
+    def _receive(self, endpoint: Endpoint, now: float) -> list[bytes]:
+        state = endpoint.update()
+        if state is State.CLOSED:
+            return self._drop("the other end left", now)
+        if endpoint.epoch != self._epoch:
+            self._epoch = endpoint.epoch
+            self._open = False
+        if state is not State.OPEN:
+            if self._open:
+                self._open = False
+                self._client.disconnected()
+            return []
+        answers: list[bytes] = []
+        if not self._open:
+            self._open = True
+            self._decoder.reset()
+            answers += self._perform(self._client.connected(now))
+        if self._endpoint is not endpoint:
+            return answers  # the greeting could not be sent
+        return answers + self._read(endpoint, now)
+
+    def _read(self, endpoint: Endpoint, now: float) -> list[bytes]:
+        answers: list[bytes] = []
+        try:
+            data = endpoint.read(_CHUNK)
+            self._fed = now if data else self._fed
+            frames = self._decoder.feed(data) if data else self._expired(endpoint, now)
+            for frame in frames:
+                answers += self._perform(self._client.receive(channel.from_frame(frame), now))
+                if self.ready:
+                    self._served = True
+                    self._pause, self._complaint = _BACKOFF[0], None
+        except ProtocolError as error:
+            answers += self._drop(str(error), now)
+        return answers
+
+    def _expired(self, endpoint: Endpoint, now: float) -> list[framing.Frame]:
+        late = endpoint.lossy and self._decoder.pending and now - self._fed >= _EXPIRE
+        return self._decoder.expire() if late else []
+
+    def _perform(self, events: list[Event]) -> list[bytes]:
+        answers: list[bytes] = []
+        for event in events:
+            match event:
+                case Send(message):
+                    answers += self._send(message)
+                case Answer(response):
+                    answers.append(response)
+                case Lost(reason):
+                    answers += self._drop(reason, time.monotonic())
+        return answers
+
+    def _send(self, message: channel.Message) -> list[bytes]:
+        if self._endpoint is None:
+            return []
+        try:
+            self._endpoint.send(framing.encode(channel.to_frame(message)), timeout=1.0)
+        except (UnreachableError, ProtocolError) as error:
+            return self._drop(str(error), time.monotonic())
+        return []
+
+    def _drop(self, reason: str, now: float) -> list[bytes]:
+        self._complain(UnreachableError(reason))
+        self._client.disconnected()
+        if self._endpoint is not None:
+            self._endpoint.close()
+            self._endpoint = None
+        self._back_off(now)
+        return []
+
+    def _back_off(self, now: float) -> None:
+        self._next_try = now + self._pause
+        self._pause = min(self._pause * 2, _BACKOFF[1])
+
+    def _complain(self, error: VtpmManagerError) -> None:
+        if str(error) != str(self._complaint):
+            log.warning("%s: %s", self._address, error)
+        self._complaint = error

@@ -1,0 +1,1 @@
+"""The appliance as a VM: builder/ makes its image, host/ runs it."""

@@ -1,0 +1,82 @@
+"""A guest VM that is held at every reset until the manager has acknowledged it.
+
+QEMU stops at a reset instead of performing it; the boot number is advanced and reported; only then does the guest
+start from its reset vector. So the vTPM's _TPM_Init lies between the last old and the first new instruction.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from image.host.boots import BootCounter
+from image.host.machine import VmSpec
+from image.host.vm import Vm
+from image.host.wires import Wire
+from manager_vm.errors import HostError
+
+log = logging.getLogger(__name__)
+
+Report = Callable[["Guest"], bool]
+
+
+class Guest:
+    """``report(guest)`` returns when the manager has acknowledged the guest's boot, or False when it was given up."""
+
+    def __init__(self, spec: VmSpec, accelerator: str, report: Report, *, restore: Path | None = None) -> None:
+        self.name = spec.name
+        self.vm = Vm(spec, accelerator, restore=restore)
+        self.wire: Wire | None = None
+        self.channel = ""  # the wire's address in the manager
+        self.boots = BootCounter(spec.directory / "boot")
+        self.closing = threading.Event()
+        self._report = report
+        self._thread = threading.Thread(target=self._watch, name=f"guest {spec.name}", daemon=True)
+        self._thread.start()
+
+    def power_on(self) -> None:
+        """Report a new boot, then let the processors run. The VM must be paused."""
+        self.boots.advance()
+        if self._report(self):
+            self.vm.go()
+
+    def end(self) -> None:
+        """End the VM. A report that is being repeated is given up."""
+        self.closing.set()
+        self.vm.close()
+        self._thread.join()
+
+    def close(self) -> None:
+        """End the VM and free its wire."""
+        self.end()
+        if self.wire is not None:
+            self.wire.close()
+
+    def _watch(self) -> None:
+        while (event := self.vm.qmp.next_event(None)) is not None:
+            if event["event"] == "SHUTDOWN":
+                try:
+                    self._stopped(event["data"]["reason"])
+                except HostError as error:
+                    log.error("guest %s: %s", self.name, error)
+
+    def _stopped(self, reason: str) -> None:
+        if reason == "guest-reset":
+            number = self.boots.advance()
+            log.info("guest %s: held at its reset (boot %d)", self.name, number)
+            if self._report(self):
+                self._release()
+        elif reason in ("guest-shutdown", "guest-panic"):
+            log.info("guest %s: %s", self.name, "powered off" if reason == "guest-shutdown" else "its kernel panicked")
+            self.vm.qmp.execute("quit")
+
+    def _release(self) -> None:
+        """Perform the reset that QEMU held, and hold the next one again."""
+        self.vm.qmp.execute("set-action", reboot="reset")
+        self.vm.qmp.execute("system_reset")
+        self.vm.qmp.execute("set-action", reboot="shutdown")
+        self.vm.go()
+        while (event := self.vm.qmp.next_event(None)) is not None and event["event"] != "RESUME":
+            pass  # firmware asks for one reset in several ways: what came before this reset was this reset

@@ -1,0 +1,236 @@
+"""A simulated hypervisor host: its hardware TPM, its manager VM, its guests and the wires between them.
+
+``DIR/admin.sock`` and ``DIR/host.sock`` are the manager's links (``vtpmctl -m DIR``). Everything else lies below
+DIR/manager, DIR/hwtpm and DIR/guests. What a Host starts ends with it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+
+from image.host import accel, wires
+from image.host.guest import Guest
+from image.host.hwtpm import HardwareTpm
+from image.host.links import Links
+from image.host.machine import VmSpec
+from image.host.saved import Saved
+from image.host.vm import Vm
+from image.host.wires import Carrier
+from manager_vm.errors import HostError, StateError, VtpmManagerError
+
+log = logging.getLogger(__name__)
+
+STATE_DISK = 64 << 20  # bytes of a new, blank state disk
+_SLOTS = 16  # guests over ivshmem that the manager can have
+_BOOT = 240.0  # seconds for the manager to serve
+_STOP = 310.0  # seconds for it to park all vTPMs and end
+_ATTACH = 30.0  # seconds for a plugged device to appear in the manager
+_WATCH = 1.0  # seconds between looks at the manager
+
+
+class Host:
+    """``images``: what the image build made. ``firmware``: boot the manager through OVMF and its UKI."""
+
+    def __init__(self, directory: Path, images: Path, *, firmware: bool = False) -> None:
+        self.directory = directory.absolute()
+        self._images = images.absolute()
+        self._firmware = firmware
+        self.manager: Vm | None = None
+        self.guests: dict[str, Guest] = {}
+        self._hwtpm: HardwareTpm | None = None
+        self._started: object = None  # which run of the manager's daemon is wired
+        self._lock = threading.RLock()  # wiring: one change at a time
+        self._closing = threading.Event()
+        (self.directory / "guests").mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.links = Links(self.directory)
+        self.accelerator = accel.choose(self._images / "accelerator", self._images / "guest")
+        self._watcher = threading.Thread(target=self._watch, name="host", daemon=True)
+        self._watcher.start()
+
+    # -- the manager ----------------------------------------------------------------------------------------
+
+    def manager_spec(self, hwtpm: Path | None) -> VmSpec:
+        """The manager's VM."""
+        return VmSpec(
+            "manager",
+            self._images / "manager",
+            self.directory / "manager",
+            firmware=self._firmware,
+            ports=self.links.ports,
+            state_disk=self.directory / "state.img",
+            slots=_SLOTS,
+            hwtpm=hwtpm,
+        )
+
+    def start_manager(self, saved: Saved | None = None) -> Vm:
+        """Power on (or restore) the manager VM, wait until it serves, wire all guests that there are."""
+        if saved is not None:
+            saved.copy_disks(self.directory / "state.img", self.directory / "manager/variables.fd")
+        elif not (self.directory / "state.img").exists():
+            with open(self.directory / "state.img", "xb") as disk:
+                os.truncate(disk.fileno(), STATE_DISK)
+        with self._lock:
+            if self.manager is not None:
+                raise HostError("the manager VM runs already; stop it first")
+            self._hwtpm = HardwareTpm(self.directory / "hwtpm", self.directory / "hwtpm.log")
+            spec = self.manager_spec(self._hwtpm.socket)
+            self.manager = Vm(spec, self.accelerator, restore=saved.memory if saved else None)
+            self.manager.go()
+            self._started = self.links.wait_serving(self.manager.check, _BOOT)["started"]
+            for guest in self.guests.values():
+                self._plug_manager(guest)
+            self._await_wired(_ATTACH)
+        return self.manager
+
+    @property
+    def hwtpm_pid(self) -> int:
+        """The process of the stand-in hardware TPM."""
+        if self._hwtpm is None:
+            raise HostError("the hardware TPM does not run; start the manager first")
+        return self._hwtpm.pid
+
+    def stop_manager(self) -> None:
+        """Press the manager's power button: every vTPM is parked. Guests' commands wait or fail meanwhile."""
+        with self._lock:
+            self._running_manager().power_down(_STOP)
+            self._forget_manager()
+
+    def kill_manager(self) -> None:
+        """Pull the manager's plug."""
+        with self._lock:
+            self._running_manager().kill()
+            self._forget_manager()
+
+    def _running_manager(self) -> Vm:
+        if self.manager is None or not self.manager.running():
+            raise HostError("the manager VM does not run; start it first")
+        return self.manager
+
+    def _forget_manager(self) -> None:
+        self.manager = None
+        for guest in self.guests.values():
+            guest.channel = ""  # slots are handed out anew
+        if self._hwtpm is not None:
+            self._hwtpm.close()
+            self._hwtpm = None
+
+    # -- guests ---------------------------------------------------------------------------------------------
+
+    def add_guest(self, name: str, carrier: Carrier, saved: Saved | None = None) -> Guest:
+        """Start (or restore) a guest whose TPM is the manager's vTPM ``name``, which must exist."""
+        directory = self.directory / "guests" / name
+        spec = VmSpec(name, self._images / "guest", directory, hold_resets=True)
+        guest = Guest(spec, self.accelerator, self._report, restore=saved.memory if saved else None)
+        guest.wire = wires.make(carrier, name, directory.parent)
+        with self._lock:
+            self.guests[name] = guest
+            self._plug_manager(guest)
+            guest.wire.plug_guest(guest.vm)
+        guest.power_on()
+        return guest
+
+    def remove_guest(self, name: str) -> None:
+        """End a guest and take its channel out of the manager."""
+        with self._lock:
+            guest = self.guests.pop(name)
+        guest.end()  # first, and without the lock: while it is held at a reset it attaches again and again
+        with self._lock:
+            with suppress(VtpmManagerError):
+                self.links.host("detach", name=name)
+            if guest.wire is not None and guest.channel and self.manager is not None and self.manager.running():
+                guest.wire.unplug(self.manager)
+        guest.close()
+
+    # -- wiring ---------------------------------------------------------------------------------------------
+
+    def _plug_manager(self, guest: Guest) -> None:
+        if guest.wire is not None:
+            guest.channel = guest.wire.plug_manager(self._running_manager())
+
+    def _attach(self, guest: Guest) -> None:
+        """Wire the vTPM to its channel and name the running boot."""
+        if not guest.channel:
+            raise HostError(f"the channel of guest {guest.name} is not plugged into the manager yet")
+        self.links.host("attach", name=guest.name, channel=guest.channel, boot=guest.boots.number)
+
+    def _report(self, guest: Guest) -> bool:
+        """The guest is held: have the manager acknowledge its boot. The first report wires the channel too."""
+
+        def request() -> None:
+            try:
+                self._attach(guest)
+            except StateError:
+                self._catch_up(guest)
+                raise
+
+        return self.links.insist(f"guest {guest.name} is held at its reset", request, guest.closing)
+
+    def _wire_all(self) -> bool:
+        """Try to attach every guest once; whether all are. One that cannot be keeps no other without its TPM."""
+        missing = []
+        for guest in list(self.guests.values()):
+            try:
+                if guest.boots.number:
+                    self._attach(guest)
+            except StateError as error:
+                log.warning("guest %s waits for its next reset: %s", guest.name, error)
+            except VtpmManagerError as error:
+                missing.append(f"guest {guest.name}: {error}")
+        for line in missing:
+            log.warning("%s; trying again", line)
+        return not missing
+
+    def _await_wired(self, patience: float) -> None:
+        """Wire all guests; what is missing after ``patience`` seconds is left to the watcher."""
+        deadline = time.monotonic() + patience
+        while not self._wire_all():
+            if time.monotonic() > deadline:
+                self._started = None
+                return
+            time.sleep(_WATCH)
+
+    def _catch_up(self, guest: Guest) -> None:
+        """An operator's ``start --power-on`` counts as a boot: ours must be a later one, or we wait for ever."""
+        applied = next((each["boot"] for each in self.links.host("list") if each["name"] == guest.name), 0)
+        if applied >= guest.boots.number:
+            guest.boots.advance(applied)
+
+    def _watch(self) -> None:
+        """Wire everything again when the manager's daemon was restarted."""
+        while not self._closing.wait(_WATCH):
+            with suppress(VtpmManagerError), self._lock:
+                if self.manager is None or not self.manager.running():
+                    continue
+                started = self.links.host("status", timeout=2.0)["started"]
+                if started != self._started:
+                    log.info("the manager's daemon was restarted; wiring its guests again")
+                    if self._wire_all():
+                        self._started = started
+
+    # -- end ------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """End guests and manager; idempotent."""
+        self._closing.set()
+        self.links.close()
+        self._watcher.join()
+        for guest in self.guests.values():
+            guest.close()
+        self.guests.clear()
+        if self.manager is not None:
+            self.manager.close()
+        self._forget_manager()
+
+    def __enter__(self) -> Host:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,77 @@
+"""The host's two links to its manager: the admin link (operators) and the host link (wiring, boot numbers)."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from manager_vm.ctl.client import Client
+from manager_vm.errors import UnreachableError, VtpmManagerError
+
+log = logging.getLogger(__name__)
+
+ADMIN_PORT, HOST_PORT = "org.vtpm.admin", "org.vtpm.host"
+_CALL = 30.0  # seconds for one request
+_RETRY = 0.2  # seconds between two tries
+_COMPLAIN = 5.0  # seconds between two lines about the same trouble
+
+
+class Links:
+    """Thread-safe. The sockets take one client at a time, so each request has a connection of its own."""
+
+    def __init__(self, directory: Path) -> None:
+        self.admin_socket = directory / "admin.sock"
+        self.host_socket = directory / "host.sock"
+        self._closed = threading.Event()
+        self._locks = {self.admin_socket: threading.Lock(), self.host_socket: threading.Lock()}
+
+    @property
+    def ports(self) -> tuple[tuple[str, Path], ...]:
+        """The manager VM's virtio-serial ports for these links."""
+        return (ADMIN_PORT, self.admin_socket), (HOST_PORT, self.host_socket)
+
+    def admin(self, verb: str, *, timeout: float = 180.0, **args: Any) -> Any:
+        """An operator's request."""
+        return self._call(self.admin_socket, verb, timeout, args)
+
+    def host(self, verb: str, *, timeout: float = _CALL, **args: Any) -> Any:
+        """A request of the host side."""
+        return self._call(self.host_socket, verb, timeout, args)
+
+    def insist(self, what: str, request: Callable[[], Any], given_up: threading.Event) -> bool:
+        """Repeat ``request`` until it succeeds (True), or until ``given_up`` or ``close`` (False)."""
+        told = time.monotonic()
+        while not self._closed.is_set() and not given_up.is_set():
+            try:
+                request()
+                return True
+            except VtpmManagerError as error:
+                if time.monotonic() - told > _COMPLAIN:
+                    told = time.monotonic()
+                    log.warning("%s: %s; trying again", what, error)
+            given_up.wait(_RETRY)
+        return False
+
+    def wait_serving(self, check: Callable[[], None], timeout: float) -> dict[str, Any]:
+        """The manager's status, once it serves. ``check`` raises if its VM has ended."""
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                return dict(self.host("status", timeout=2.0))
+            except UnreachableError:
+                check()
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_RETRY)
+
+    def close(self) -> None:
+        """Give up whatever is repeated."""
+        self._closed.set()
+
+    def _call(self, socket: Path, verb: str, timeout: float, args: dict[str, Any]) -> Any:
+        with self._locks[socket], Client.connect(socket, timeout) as client:
+            return client.call(verb, **args)

@@ -1,0 +1,85 @@
+"""Carriers between a guest and the manager: what is plugged where."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from enum import StrEnum
+from pathlib import Path
+
+from image.host.pair import PairServer
+from image.host.vm import Vm
+
+GUEST_PORT = "org.vtpm.tpm"
+
+
+class Carrier(StrEnum):
+    """How a guest reaches the manager."""
+
+    IVSHMEM = "ivshmem"
+    VIRTIO_SERIAL = "virtio-serial"
+
+
+class Wire(ABC):
+    """One guest's channel. The manager's end is plugged again after the manager's VM was started anew."""
+
+    def __init__(self, name: str) -> None:
+        self.id = f"vtpm-{name}"
+
+    @abstractmethod
+    def plug_guest(self, vm: Vm) -> None:
+        """Plug the guest's end."""
+
+    @abstractmethod
+    def plug_manager(self, vm: Vm) -> str:
+        """Plug the manager's end; the channel's address there."""
+
+    def unplug(self, vm: Vm) -> None:
+        """Take an end out again."""
+        vm.unplug(self.id)
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free what the wire needs on the host."""
+
+
+class IvshmemWire(Wire):
+    """A pair of ivshmem devices with a server and a memory of its own."""
+
+    def __init__(self, name: str, directory: Path) -> None:
+        super().__init__(name)
+        self._server = PairServer(directory / f"{name}.pair")
+
+    def plug_guest(self, vm: Vm) -> None:
+        vm.plug_ivshmem(self.id, self._server.path)
+
+    def plug_manager(self, vm: Vm) -> str:
+        vm.plug_ivshmem(self.id, self._server.path)
+        return f"ivshmem:{vm.pci_address(self.id)}"
+
+    def close(self) -> None:
+        self._server.close()
+
+
+class PortWire(Wire):
+    """A pair of virtio-serial ports over a UNIX socket between the two QEMUs; the manager's QEMU listens."""
+
+    def __init__(self, name: str, directory: Path) -> None:
+        super().__init__(name)
+        self._port = f"org.vtpm.guest.{name}"[:64]
+        self._socket = directory / f"{name}.port"
+
+    def plug_guest(self, vm: Vm) -> None:
+        vm.plug_port(self.id, GUEST_PORT, self._socket, server=False)
+
+    def plug_manager(self, vm: Vm) -> str:
+        self._socket.unlink(missing_ok=True)
+        vm.plug_port(self.id, self._port, self._socket, server=True)
+        return f"virtio-serial:{self._port}"
+
+    def close(self) -> None:
+        self._socket.unlink(missing_ok=True)
+
+
+def make(carrier: Carrier, name: str, directory: Path) -> Wire:
+    """The wire of guest ``name``; its sockets stand in ``directory``."""
+    return IvshmemWire(name, directory) if carrier is Carrier.IVSHMEM else PortWire(name, directory)

@@ -1,0 +1,1 @@
+"""vtpmctl: a thin client of wire/admin."""

@@ -1,0 +1,110 @@
+"""A client of the admin link or the host link.
+
+Between a host and a manager VM lies a QEMU character device: one client at a time, and bytes of an earlier
+client's reply may come first. So request ids start at random, foreign ids are ignored, garbled bytes skipped.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from manager_vm.errors import ConfigError, RemoteProtocolError, UnreachableError
+from manager_vm.wire import admin, framing
+
+OnProgress = Callable[[admin.Progress], None]
+
+DEFAULT_TIMEOUT = 180.0  # seconds for one request; creating a vTPM under emulation takes a few
+_CHUNK = 65536
+
+
+class Client:
+    """One connection. ``timeout``: seconds for the reply to one request."""
+
+    def __init__(self, connection: socket.socket, path: Path, timeout: float) -> None:
+        self._socket = connection
+        self._path = path
+        self._timeout = timeout
+        self._decoder = framing.Decoder(admin.MAX_BODY, resync=True)
+        self._next_id = int.from_bytes(os.urandom(7), "little")
+
+    @classmethod
+    def connect(cls, path: Path, timeout: float = DEFAULT_TIMEOUT) -> Client:
+        """Connect to the UNIX socket; UnreachableError says what to start."""
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        connection.settimeout(timeout)
+        try:
+            connection.connect(str(path))
+        except OSError as error:
+            connection.close()
+            raise UnreachableError(
+                f"no manager answers at {path} ({error.strerror or error}); start it, or name another one with -m"
+            ) from None
+        return cls(connection, path, timeout)
+
+    def call(self, verb: str, on_progress: OnProgress | None = None, **args: Any) -> Any:
+        """The result of one request; the manager's error is raised as the class it has there."""
+        self._next_id = (self._next_id + 1) & (1 << 62) - 1
+        request = admin.Request(self._next_id, verb, args)
+        try:
+            self._socket.sendall(framing.encode(admin.to_frame(request)))
+            return self._reply(request.id, on_progress)
+        except OSError as error:
+            raise UnreachableError(
+                f"the manager at {self._path} does not answer ({error}); is it still starting?"
+            ) from None
+
+    def _reply(self, id_: int, on_progress: OnProgress | None) -> Any:
+        deadline = time.monotonic() + self._timeout
+        while True:
+            self._socket.settimeout(max(deadline - time.monotonic(), 0.001))
+            data = self._socket.recv(_CHUNK)
+            if not data:
+                raise UnreachableError(f"the manager at {self._path} closed the connection; look at its log")
+            for message in self._messages(data):
+                if message.id == id_ and isinstance(message, admin.Reply):
+                    if message.error is not None:
+                        raise message.error
+                    return message.ok
+                if message.id == id_ and isinstance(message, admin.Progress) and on_progress:
+                    on_progress(message)
+
+    def _messages(self, data: bytes) -> list[admin.AdminMessage]:
+        messages: list[admin.AdminMessage] = []
+        for frame in self._decoder.feed(data):
+            try:
+                messages.append(admin.from_frame(frame))
+            except RemoteProtocolError:
+                continue  # a frame that is not for us; ours answers an id that only we know
+        return messages
+
+    def close(self) -> None:
+        """End the connection."""
+        self._socket.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def sockets(where: str) -> tuple[Path, Path]:
+    """(admin socket, host link socket) of ``-m WHERE``: a directory, a socket, or ``unix:PATH``."""
+    path = Path(where.removeprefix("unix:"))
+    if not where:
+        raise ConfigError("no manager was named; use -m DIR or set VTPM_MANAGER")
+    try:
+        is_directory = path.is_dir()
+    except OSError as error:
+        raise UnreachableError(f"cannot look into {path}: {error.strerror}; run as the manager's user") from None
+    if is_directory:
+        return path / "admin.sock", path / "host.sock"
+    return path, path.with_name("host.sock")

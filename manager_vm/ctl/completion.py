@@ -1,0 +1,51 @@
+"""Shell completion for vtpmctl: the verbs, and the names of vTPMs where a verb takes one.
+
+Names come from the manager, which a host does not trust to run commands: they are compared, never expanded.
+"""
+
+from __future__ import annotations
+
+_BASH = """_vtpmctl() {{
+  local cur=${{COMP_WORDS[COMP_CWORD]}} prev=${{COMP_WORDS[COMP_CWORD-1]}} i name verb= manager=()
+  COMPREPLY=()
+  for ((i = 1; i < COMP_CWORD; i++)); do
+    case ${{COMP_WORDS[i]}} in
+      -m|--manager) manager=(-m "${{COMP_WORDS[i+1]}}"); ((i++));;
+      --timeout) ((i++));;
+      -*) ;;
+      *) verb=${{COMP_WORDS[i]}}; break;;
+    esac
+  done
+  case $prev in
+    -m|--manager) mapfile -t COMPREPLY < <(compgen -f -- "$cur"); return;;
+    --timeout) return;;
+  esac
+  case $verb in
+    "") mapfile -t COMPREPLY < <(compgen -W "{verbs}" -- "$cur");;
+    completion) mapfile -t COMPREPLY < <(compgen -W "{shells}" -- "$cur");;
+    {named})
+      while IFS= read -r name; do
+        [[ $name =~ ^[A-Za-z0-9._-]+$ && $name == "$cur"* ]] && COMPREPLY+=("$name")
+      done < <(vtpmctl "${{manager[@]}}" --timeout 2 names 2>/dev/null);;
+  esac
+}}
+complete -F _vtpmctl vtpmctl
+"""
+
+_ZSH = "autoload -U +X bashcompinit && bashcompinit\n"
+
+_FISH = """complete -c vtpmctl -f
+complete -c vtpmctl -n __fish_use_subcommand -a "{verbs}"
+complete -c vtpmctl -n "__fish_seen_subcommand_from {named}" -a "(vtpmctl --timeout 2 names 2>/dev/null)"
+complete -c vtpmctl -n "__fish_seen_subcommand_from completion" -a "{shells}"
+"""
+
+SHELLS = ("bash", "zsh", "fish")
+
+
+def script(shell: str, verbs: list[str], named: list[str]) -> str:
+    """What to ``source`` in that shell. ``named``: the verbs that take the name of a vTPM that exists."""
+    words, shells = " ".join(verbs), " ".join(SHELLS)
+    if shell == "fish":
+        return _FISH.format(verbs=words, named=" ".join(named), shells=shells)
+    return (_ZSH if shell == "zsh" else "") + _BASH.format(verbs=words, named="|".join(named), shells=shells)

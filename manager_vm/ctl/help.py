@@ -1,0 +1,129 @@
+"""What ``vtpmctl --help`` and ``vtpmctl VERB --help`` say. Data only."""
+
+from __future__ import annotations
+
+DESCRIPTION = "Drive a vTPM manager: the manager VM of a host, or `python -m manager_vm dev DIR`."
+
+EPILOG = """\
+-m names the manager: a directory with the sockets admin.sock and host.sock (dev's DIR,
+or the directory of a simulated host), an admin socket, or unix:PATH. Verbs marked [host
+link] go to host.sock beside the admin socket: they are for the program that starts the
+VMs, which alone knows which channel is whose and when a VM was reset.
+
+environment:
+  VTPM_MANAGER   the manager when -m is not given
+
+exit codes:
+  0 done · 1 other · 2 usage · 3 configuration · 4 manager unreachable · 5 protocol · 6 trust
+  7 hardware TPM · 8 state disk · 9 host program · 10 vTPM · 11 unknown vTPM · 12 busy or name in use
+  13 wrong state · 14 swtpm · 15 quarantined · 20 move · 21 refused · 22 aborted · 23 handover unconfirmed
+  With --json an error is {"error": {"name": CLASS, "text": TEXT}} on standard output; the text also goes to
+  standard error.
+
+examples:
+  vtpmctl -m /run/vtpm create web1
+  vtpmctl -m /run/vtpm attach web1 ivshmem:0000:05:00.0 --boot 1
+  vtpmctl -m /run/vtpm list --json
+"""
+
+VERBS = {
+    "status": "what the manager is and holds",
+    "list": "all vTPMs: state, channel, boot number, whether a guest is live, why something is wrong",
+    "create": "manufacture a vTPM: EKs (RSA-2048, P-256, P-384) and their certificates; it has no power yet",
+    "show": "one vTPM in full",
+    "start": "resume a stopped vTPM where it was; with --power-on start it anew (PCRs zero)",
+    "stop": "park a vTPM: PCRs, sessions and loaded objects are kept for 'start'",
+    "attach": "[host link] wire a vTPM to a guest's channel and name the running boot of its VM",
+    "detach": "[host link] take a vTPM off its channel",
+    "boot": "[host link] report that the VM was reset or powered on: boot number N, each applied once",
+    "destroy": "remove a vTPM and its keys for ever",
+    "info": "what the running vTPM says of itself: manufacturer, lockout counter, PCR banks",
+    "ek-cert": "an EK certificate, or the CA's, as PEM",
+    "doctor": "what this machine has and lacks",
+    "completion": "print shell completion: source <(vtpmctl completion bash)",
+    "names": "the names of all vTPMs, one a line",
+}
+
+DETAILS = {
+    "status": """\
+Version, start time, number of vTPMs in each state, memory of the manager's process, and
+warnings: what the manager found wrong with this machine when it started, for instance a
+libtpms known to be vulnerable.
+""",
+    "list": """\
+Columns: NAME; STATE (off, running, parked, failed, quarantined); CHANNEL, "-" while
+detached; BOOT, the newest boot number applied; GENERATION; LIVE, whether a front end
+was heard within 3.5 s; REASON, why a vTPM failed or is quarantined.
+""",
+    "create": """\
+A name has 1 to 63 letters, digits, '.', '_' or '-', and is in use once. The new vTPM is
+off: 'attach' with a boot number powers it on. An interrupted create leaves nothing
+behind.
+
+example: vtpmctl create web1
+""",
+    "show": """\
+Besides the columns of 'list': uuid; open, whether the manager holds the channel open;
+boot_named, whether the host side has named the running boot since the manager started
+(before that no command is served); last_seq; uid and pid of its swtpm; the TPM Names of
+its EKs.
+""",
+    "start": """\
+Without --power-on: continues a vTPM that 'stop' has parked; PCRs, sessions and loaded
+objects are as they were. With --power-on: _TPM_Init and Startup(CLEAR), PCRs are zero;
+refused while a guest is live. It counts as a new boot, and the vTPM serves only when
+the host side has named it ('boot'), so a guest that still runs does not find zero PCRs.
+""",
+    "stop": """\
+The command that executes is finished, then the state is read, sealed and synced, then
+swtpm ends. It never costs a dictionary-attack strike. Guests' commands wait meanwhile,
+and fail after about 6 s.
+""",
+    "attach": """\
+CHANNEL is what the manager sees: ivshmem:PCI-ADDRESS (ivshmem alone: the only such
+device), virtio-serial:PORT-NAME, or unix:PATH. With `dev` it may be left out:
+DIR/channels/NAME.sock. A vTPM has one channel, a channel one vTPM. Attaching the same
+pair again changes nothing but the boot number. If naming the boot fails, a new wiring
+is taken back.
+
+--boot N: N above the newest applied number is a reset or power-on; the same number says
+that this boot still runs.
+
+examples:
+  vtpmctl attach web1 ivshmem:0000:05:00.0 --boot 1
+  vtpmctl attach web1 ivshmem --print qemu          what to paste into the guest's QEMU command line
+""",
+    "detach": """\
+The command that executes is finished, the channel is closed, the vTPM goes on. After
+the next 'attach' it serves when its running boot has been named.
+""",
+    "boot": """\
+The host holds the VM at its reset until this has been acknowledged. A number is applied
+once: a repeated report of the same number changes nothing, a lower one is refused (exit
+code 13).
+""",
+    "destroy": """\
+Refused while the vTPM is attached. Its keys go with the commit: no older copy of the
+state disk opens them again, unless the anchor is copied back with it. Asks for the name
+to be typed; --yes where there is no terminal.
+""",
+    "info": """\
+Asked of the TPM itself by TPM2_GetCapability, between two commands of its guest.
+""",
+    "ek-cert": """\
+examples:
+  vtpmctl ek-cert web1 --key ecc-p256 | openssl x509 -noout -text
+  vtpmctl ek-cert web1 --ca --out ca.pem && vtpmctl ek-cert web1 --out ek.pem
+  openssl verify -CAfile ca.pem ek.pem
+""",
+    "doctor": """\
+Looks at programs, versions, devices and memory of this machine, and at the manager if
+-m names one. Each finding is ok, warn or fail; warn and fail come with a remedy. Exit
+code 1 if something fails.
+""",
+    "completion": """\
+examples:
+  source <(vtpmctl completion bash)                 also zsh
+  vtpmctl completion fish | source
+""",
+}

@@ -1,0 +1,220 @@
+"""vtpmctl: the command line. Each verb is a row of a table: its arguments, which link it goes over, how it prints."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import os
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from manager_vm.ctl import completion, doctor, help, output, wiring
+from manager_vm.ctl.client import Client, sockets
+from manager_vm.ctl.doctor import Level
+from manager_vm.errors import ConfigError, VtpmManagerError
+from manager_vm.wire.admin import Progress
+
+Args = argparse.Namespace
+_LONGEST = 86_400.0  # seconds that may be waited for a reply
+_Format = argparse.RawDescriptionHelpFormatter
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code as in ``--help``."""
+    try:
+        try:
+            return _run(argv)
+        finally:
+            sys.stdout.flush()  # here, not when the interpreter ends: a reader that left is noticed now
+    except OSError as error:  # of standard output: whoever read it has left, or its disk is full
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        if not isinstance(error, BrokenPipeError):
+            print(f"vtpmctl: cannot write the result: {error.strerror}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run(argv: list[str] | None) -> int:
+    args = _parser().parse_args(argv)
+    try:
+        return int(_HANDLERS[args.verb](args) or 0)
+    except VtpmManagerError as error:
+        print(f"vtpmctl: {output.printable(str(error))}", file=sys.stderr)
+        if args.json:
+            print(output.as_json({"error": {"name": type(error).__name__, "text": str(error)}}))
+        return error.exit_code
+
+
+def _call(args: Args, verb: str, *, host: bool = False, **values: Any) -> Any:
+    admin_socket, host_socket = sockets(args.manager)
+    with Client.connect(host_socket if host else admin_socket, args.timeout) as client:
+        try:
+            return client.call(verb, _progress, **values)
+        except (UnicodeError, OverflowError):
+            raise ConfigError("an argument is no text, or too large a number, for a request") from None
+
+
+def _progress(step: Progress) -> None:
+    count = f" ({step.done}/{step.total})" if step.total else ""
+    print(f"{output.printable(step.text)}{count}", file=sys.stderr)
+
+
+def _show(args: Args, value: Any) -> None:
+    if args.json:
+        print(output.as_json(value))
+    elif isinstance(value, list):
+        print(output.as_table(value))
+    elif value:
+        print(output.as_fields(value))
+
+
+def _simple(verb: str, *names: str, host: bool = False) -> Callable[[Args], None]:
+    """A verb whose arguments go as they are."""
+
+    def handle(args: Args) -> None:
+        _show(args, _call(args, verb, host=host, **{name: getattr(args, name) for name in names}))
+
+    return handle
+
+
+def _names(args: Args) -> None:
+    names = [row["name"] for row in _call(args, "list")]
+    print(output.as_json(names) + "\n" if args.json else "".join(f"{name}\n" for name in names), end="")
+
+
+def _destroy(args: Args) -> None:
+    if not args.yes:
+        if sys.stdin is None or not sys.stdin.isatty():
+            raise ConfigError(f"destroying {args.name!r} loses its keys for ever; confirm with --yes")
+        print(f"Destroy vTPM {args.name!r} and its keys for ever? Type its name: ", end="", flush=True)
+        if sys.stdin.readline().rstrip("\n") != args.name:
+            raise ConfigError("not confirmed; nothing was changed")
+    _show(args, _call(args, "destroy", name=args.name))
+
+
+def _attach(args: Args) -> None:
+    if args.print == "qemu":
+        print(wiring.qemu_arguments(args.name, args.channel or "ivshmem"))
+        return
+    _show(args, _call(args, "attach", host=True, name=args.name, channel=args.channel, boot=args.boot))
+
+
+def _ek_cert(args: Args) -> None:
+    found = _call(args, "ek_cert", name=args.name)
+    der = found["ca"] if args.ca else found["certificates"][args.key]
+    body = base64.encodebytes(der).decode()
+    pem = "-----BEGIN CERTIFICATE-----\n" + "".join(_wrap(body.replace("\n", ""))) + "-----END CERTIFICATE-----\n"
+    if args.out:
+        _write(args.out, pem)
+    if args.json:
+        _show(args, {"pem": pem})
+    elif not args.out:
+        print(pem, end="")
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text)
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}") from None
+
+
+def _wrap(text: str) -> list[str]:
+    return [text[i : i + 64] + "\n" for i in range(0, len(text), 64)]
+
+
+def _doctor(args: Args) -> int:
+    findings = doctor.examine(args.manager)
+    if args.json:
+        print(output.as_json([{"level": f.level, "what": f.what, "remedy": f.remedy} for f in findings]))
+    else:
+        for found in findings:
+            print(f"{found.level:4}  {found.what}" + (f"\n      {found.remedy}" if found.remedy else ""))
+    return int(any(found.level is Level.FAIL for found in findings))
+
+
+def _completion(args: Args) -> None:
+    print(completion.script(args.shell, sorted(help.VERBS), _NAMED), end="")
+
+
+_HANDLERS: dict[str, Callable[[Args], int | None]] = {
+    "status": _simple("status"),
+    "list": _simple("list"),
+    "create": _simple("create", "name"),
+    "show": _simple("show", "name"),
+    "start": _simple("start", "name", "power_on"),
+    "stop": _simple("stop", "name"),
+    "info": _simple("info", "name"),
+    "detach": _simple("detach", "name", host=True),
+    "boot": _simple("boot", "name", "number", host=True),
+    "attach": _attach,
+    "destroy": _destroy,
+    "ek-cert": _ek_cert,
+    "doctor": _doctor,
+    "completion": _completion,
+    "names": _names,
+}
+
+
+# verbs that take the name of a vTPM that exists
+_NAMED = ["show", "start", "stop", "attach", "detach", "boot", "destroy", "info", "ek-cert"]
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
+    parser = argparse.ArgumentParser(
+        prog="vtpmctl", description=help.DESCRIPTION, epilog=help.EPILOG, formatter_class=_Format
+    )
+    manager = os.environ.get("VTPM_MANAGER", "")
+    parser.add_argument("-m", "--manager", default=manager, metavar="DIR|SOCKET|URI", help="which manager")
+    parser.add_argument("--timeout", type=_seconds, default=180.0, metavar="S", help="seconds to wait for a reply")
+    parser.add_argument("--json", action="store_true", default=False, help="print JSON")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    made = {
+        verb: verbs.add_parser(
+            verb,
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            epilog=help.DETAILS.get(verb, ""),
+            formatter_class=_Format,
+            parents=[common],
+        )
+        for verb, text in help.VERBS.items()
+    }
+    _add_arguments(made)
+    return parser
+
+
+def _seconds(text: str) -> float:
+    with suppress(ValueError):
+        if 0 < float(text) <= _LONGEST:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no time to wait: use seconds, at most {_LONGEST:.0f}")
+
+
+def _add_arguments(verbs: dict[str, argparse.ArgumentParser]) -> None:
+    for verb in ("create", *_NAMED):
+        verbs[verb].add_argument("name", metavar="NAME", help="the vTPM")
+    verbs["start"].add_argument("--power-on", action="store_true", help="_TPM_Init; refused while a guest is live")
+    verbs["boot"].add_argument("number", type=int, metavar="N", help="the VM's boot number, growing by one per reset")
+    attach = verbs["attach"]
+    attach.add_argument(
+        "channel", nargs="?", metavar="CHANNEL", help="ivshmem[:PCI-ADDRESS], virtio-serial:NAME, unix:PATH"
+    )
+    attach.add_argument("--boot", type=int, metavar="N", help="the running boot (default: the newest; power on if off)")
+    attach.add_argument("--print", choices=["qemu"], help="only print what to paste into the guest's QEMU command line")
+    verbs["destroy"].add_argument("--yes", action="store_true", help="do not ask")
+    cert = verbs["ek-cert"]
+    cert.add_argument("--key", default="rsa2048", choices=["rsa2048", "ecc-p256", "ecc-p384"])
+    cert.add_argument("--ca", action="store_true", help="the CA's certificate instead")
+    cert.add_argument("--out", type=Path, metavar="FILE", help="write there")
+    verbs["completion"].add_argument("shell", choices=completion.SHELLS)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,136 @@
+"""The daemon: open the store, start the tasks, wait, end them in reverse order. No logic of its own."""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Protocol
+
+from manager_vm import boot
+from manager_vm.config import Config
+from manager_vm.errors import LocalProtocolError, VtpmManagerError
+from manager_vm.protocol.lifecycle import State
+from manager_vm.server.links import Perform, open_link
+from manager_vm.server.verbs import ADMIN, HOST, Verbs
+from manager_vm.server.watch import Watch
+from manager_vm.server.wiring import Wiring
+from manager_vm.vtpm.registry import Registry
+from manager_vm.wire.admin import Request
+
+log = logging.getLogger(__name__)
+
+_LOOK = 0.5  # seconds between looks at the tasks
+_GRACE = 20.0  # seconds for commands that execute when the manager stops; well below TimeoutStopSec
+
+
+def run(config: Config, *, announce: bool = False) -> None:
+    """Serve until SIGTERM or SIGINT, then park every vTPM. ``announce``: print READY when serving."""
+    with _signals() as stop, ExitStack() as tasks:
+        opened = boot.open_manager(config)
+        registry = opened.registry
+        tasks.callback(_log_errors, registry.shut_down)
+        watch = Watch(registry)
+        tasks.callback(watch.close)
+        wiring = Wiring(registry, config.command_deadline)
+        tasks.callback(wiring.close)
+        if config.own_host:
+            wiring.reopen()
+            _name_running_boots(opened.registry)
+        verbs = Verbs(registry, wiring, config, opened.warnings)
+        host_link = open_link(config.host_link, _guarded(lambda request: verbs.perform(HOST, request)))
+        tasks.callback(host_link.close)
+        admin_link = open_link(config.admin, _guarded(lambda request: verbs.perform(ADMIN, request)))
+        tasks.callback(admin_link.close)
+        _ready(announce)
+        tasks.callback(wiring.hasten, _GRACE)  # the first thing at every end
+        _wait(stop, (watch, host_link, admin_link))
+        log.info("stopping: every vTPM is parked")
+        _notify("STOPPING=1")
+
+
+class _Task(Protocol):
+    """What the daemon starts and must not outlive."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still does its work."""
+
+
+@contextmanager
+def _signals() -> Iterator[int]:
+    """A descriptor that becomes readable with SIGTERM and SIGINT, whichever thread of ours the kernel gives them to.
+
+    The interpreter writes to it in the C handler itself: a handler in Python would run in the main thread only, and at
+    a moment when that may hold the very lock that it waits with.
+    """
+    readable, writable = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
+    try:
+        yield readable
+    finally:
+        signal.set_wakeup_fd(-1)
+        os.close(readable)
+        os.close(writable)
+
+
+def _wait(stop: int, tasks: tuple[_Task, ...]) -> None:
+    """Until a signal; LocalProtocolError when a task has ended by itself: a supervisor starts the manager anew."""
+    while not select.select([stop], [], [], _LOOK)[0]:
+        if not all(task.alive for task in tasks):
+            raise LocalProtocolError("a task of the manager has ended by itself; the log above says why")
+
+
+def _name_running_boots(registry: Registry) -> None:
+    """``dev`` is its own host side: its guests are processes of this host, which no restart of ours resets."""
+    for vtpm in registry.all():
+        record = registry.record(vtpm.name)
+        if record.channel and record.state in (State.RUNNING, State.PARKED):
+            try:
+                registry.report_boot(vtpm.name, record.boot)
+            except VtpmManagerError as error:
+                log.error("%s", error)
+
+
+def _guarded(perform: Perform) -> Perform:
+    """A defect ends one request, never the link that all others come through."""
+
+    def guarded(request: Request) -> object:
+        try:
+            return perform(request)
+        except VtpmManagerError:
+            raise
+        except Exception as error:
+            log.exception("request %s", request.verb)
+            raise LocalProtocolError(f"a defect of the manager ended this request ({error!r}); see its log") from error
+
+    return guarded
+
+
+def _ready(announce: bool) -> None:
+    _notify("READY=1")
+    log.info("READY")
+    if announce:
+        print("READY", flush=True)
+
+
+def _notify(text: str) -> None:
+    """Tell systemd (sd_notify(3)); nothing happens outside of it."""
+    where = os.environ.get("NOTIFY_SOCKET")
+    if where:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+            sender.sendto(text.encode(), "\0" + where[1:] if where.startswith("@") else where)
+
+
+def _log_errors(action: Callable[[], None]) -> None:
+    """The last thing a daemon does must not hide why it ended."""
+    try:
+        action()
+    except VtpmManagerError as error:
+        log.error("%s", error)

@@ -1,0 +1,1 @@
+"""Everything secret: root key, keyslots, anchor, the manager's CA."""

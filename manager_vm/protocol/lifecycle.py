@@ -1,0 +1,72 @@
+"""What may happen to a vTPM, as a table (ARCHITECTURE.md, "Reset semantics"). Pure: no process, no disk.
+
+The states are those of the durable record: after a crash the record alone says who may run a vTPM.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from manager_vm.errors import QuarantinedError, StateError
+
+
+class State(StrEnum):
+    """Durable state of a vTPM."""
+
+    OFF = "off"  # no power: permanent state only; waits for a power-on
+    PARKED = "parked"  # stopped with its volatile state; resumes where it was
+    RUNNING = "running"  # a process holds the newest state
+    FAILED = "failed"  # died under a running guest: TPM_RC_FAILURE until the next reported reset
+    QUARANTINED = "quarantined"  # damaged: kept untouched
+
+
+class Event(StrEnum):
+    """What can happen. POWER_ON is a reset or power-on reported by the host side, or ``start --power-on``."""
+
+    POWER_ON = "power on"
+    RESUME = "start"
+    PARK = "stop"
+    DIED = "died"
+    DAMAGED = "damaged"
+    DESTROY = "destroy"
+
+
+TRANSITIONS: dict[tuple[State, Event], State | None] = {
+    (State.OFF, Event.POWER_ON): State.RUNNING,
+    (State.OFF, Event.DAMAGED): State.QUARANTINED,
+    (State.OFF, Event.DESTROY): None,
+    (State.PARKED, Event.POWER_ON): State.RUNNING,
+    (State.PARKED, Event.RESUME): State.RUNNING,
+    (State.PARKED, Event.DAMAGED): State.QUARANTINED,
+    (State.PARKED, Event.DESTROY): None,
+    (State.RUNNING, Event.POWER_ON): State.RUNNING,
+    (State.RUNNING, Event.PARK): State.PARKED,
+    (State.RUNNING, Event.DIED): State.FAILED,
+    (State.RUNNING, Event.DAMAGED): State.QUARANTINED,
+    (State.RUNNING, Event.DESTROY): None,
+    (State.FAILED, Event.POWER_ON): State.RUNNING,
+    (State.FAILED, Event.DAMAGED): State.QUARANTINED,
+    (State.FAILED, Event.DESTROY): None,
+}
+
+_REMEDY: dict[tuple[State, Event], str] = {
+    (State.OFF, Event.RESUME): "it has no power: start its VM, or use 'start --power-on'",
+    (State.OFF, Event.PARK): "it is off already",
+    (State.PARKED, Event.PARK): "it is stopped already; 'start' resumes it",
+    (State.RUNNING, Event.RESUME): "it is running already",
+    (
+        State.FAILED,
+        Event.RESUME,
+    ): "its process died under a running guest; reset the guest, or detach it and use 'start --power-on'",
+    (State.FAILED, Event.PARK): "its process died; there is nothing to stop until the guest is reset",
+}
+
+
+def after(name: str, state: State, event: Event) -> State | None:
+    """The next state (None: the vTPM is gone); StateError or QuarantinedError with the remedy if not allowed."""
+    if state is State.QUARANTINED:
+        raise QuarantinedError(f"vTPM {name!r} is quarantined; see 'show {name}' for the reason")
+    if (state, event) not in TRANSITIONS:
+        remedy = _REMEDY.get((state, event), f"it is {state}")
+        raise StateError(f"cannot {event} vTPM {name!r}: {remedy}")
+    return TRANSITIONS[state, event]

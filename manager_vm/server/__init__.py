@@ -1,0 +1,1 @@
+"""I/O shells: guests' channels, the admin and the host link."""

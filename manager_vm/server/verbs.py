@@ -1,0 +1,197 @@
+"""The verbs of the admin link and of the host link: argument checks, one call, a plain dict back.
+
+Tables at the end: which verb is served on which link. Operators' requests never wire a guest or report a
+reset; the host link never creates or destroys.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from manager_vm.config import Config
+from manager_vm.errors import ConfigError, RemoteProtocolError, UnknownVtpmError, VtpmManagerError
+from manager_vm.server.wiring import Wiring
+from manager_vm.store import atomic
+from manager_vm.store.records import VtpmRecord
+from manager_vm.vtpm import properties
+from manager_vm.vtpm.registry import Registry
+from manager_vm.wire.admin import Request
+from manager_vm.wire.channel import Reason
+
+VERSION = "0.1.0"
+
+Verb = Callable[["Verbs", dict[str, Any]], Any]
+
+
+class Verbs:
+    """What both tables work on. ``warnings``: what the operator should know of this machine."""
+
+    def __init__(self, registry: Registry, wiring: Wiring, config: Config, warnings: list[str]) -> None:
+        self._registry = registry
+        self._wiring = wiring
+        self._config = config
+        self._warnings = warnings
+        self._started = time.time()
+
+    def perform(self, table: dict[str, Verb], request: Request) -> Any:
+        """The result of a request; a VtpmManagerError says why there is none."""
+        verb = table.get(request.verb)
+        if verb is None:
+            raise RemoteProtocolError(
+                f"this link does not serve {request.verb!r}; it serves {', '.join(sorted(table))}"
+            )
+        return verb(self, request.args)
+
+    def status(self, args: dict[str, Any]) -> dict[str, Any]:
+        """Version, start time (s since 1970), how many vTPMs in which state, memory in KiB, warnings."""
+        states = Counter(str(vtpm.state) for vtpm in self._registry.all())
+        return {
+            "version": VERSION,
+            "started": self._started,
+            "vtpms": dict(states),
+            "memory_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+            "warnings": self._warnings,
+        }
+
+    def list(self, args: dict[str, Any]) -> list[dict[str, Any]]:
+        """Every vTPM, in short."""
+        found = []
+        for vtpm in self._registry.all():
+            with suppress(UnknownVtpmError):  # destroyed meanwhile
+                found.append(self._brief(self._registry.record(vtpm.name)))
+        return found
+
+    def show(self, args: dict[str, Any]) -> dict[str, Any]:
+        """One vTPM, with its EK names (hex) and process."""
+        return self._full(self._registry.record(_name(args)))
+
+    def create(self, args: dict[str, Any]) -> dict[str, Any]:
+        """A new vTPM."""
+        return self._full(self._registry.create(_name(args)))
+
+    def start(self, args: dict[str, Any]) -> dict[str, Any]:
+        """Resume a parked vTPM, or power it on. A manager that is its own host side names the new boot itself."""
+        name, power_on = _name(args), _get(args, "power_on", bool, False)
+        record = self._registry.start(name, power_on=power_on)
+        if power_on and record.channel and self._config.own_host:
+            record = self._registry.report_boot(name, record.boot)
+        return self._full(record)
+
+    def stop(self, args: dict[str, Any]) -> dict[str, Any]:
+        """Park a vTPM."""
+        return self._full(self._registry.stop(_name(args)))
+
+    def destroy(self, args: dict[str, Any]) -> None:
+        """Remove a vTPM for ever."""
+        self._registry.destroy(_name(args))
+
+    def ek_cert(self, args: dict[str, Any]) -> dict[str, Any]:
+        """The EK certificates by key kind, and the CA's (DER)."""
+        return {"certificates": self._registry.record(_name(args)).certificates, "ca": self._registry.ca_certificate}
+
+    def info(self, args: dict[str, Any]) -> dict[str, Any]:
+        """What the running vTPM says of itself (TPM2_GetCapability)."""
+        vtpm = self._registry.get(_name(args))
+        with vtpm.changing(Reason.QUIESCED, self._config.command_deadline):
+            return properties.read(vtpm)
+
+    def attach(self, args: dict[str, Any]) -> dict[str, Any]:
+        """Wire a vTPM to a channel and name the running boot (none given: power on what is off, else the newest)."""
+        name, boot = _name(args), _get(args, "boot", int, None)
+        channel = _get(args, "channel", str, None) or self._default_channel(name)
+        if boot is not None:
+            self._registry.refuse_old_boot(name, boot)  # before anything is opened or committed for it
+        new = self._wiring.attach(name, channel)
+        record = self._registry.record(name)
+        try:
+            self._registry.report_boot(name, record.boot or 1 if boot is None else boot)
+        except VtpmManagerError:
+            if new:
+                self._wiring.detach(name)
+            raise
+        return self._full(self._registry.record(name))
+
+    def detach(self, args: dict[str, Any]) -> None:
+        """Take a vTPM off its channel."""
+        self._wiring.detach(_name(args))
+
+    def boot(self, args: dict[str, Any]) -> dict[str, Any]:
+        """A VM was reset or powered on: its boot number."""
+        number = _get(args, "number", int, None)
+        if number is None:
+            raise ConfigError("boot needs the number of the VM's boot")
+        return self._brief(self._registry.report_boot(_name(args), number))
+
+    def _default_channel(self, name: str) -> str:
+        if not self._config.own_host:
+            raise ConfigError("name the channel: ivshmem[:PCI-ADDRESS] or virtio-serial:NAME")
+        directory = self._config.run_dir / "channels"
+        atomic.make_directory(directory)
+        return f"unix:{directory / name}.sock"
+
+    def _brief(self, record: VtpmRecord) -> dict[str, Any]:
+        vtpm = self._registry.get(record.name)
+        return {
+            "name": record.name,
+            "uuid": record.uuid,
+            "state": str(vtpm.state),
+            "channel": record.channel,
+            "boot": record.boot,
+            "generation": record.generation,
+            "live": vtpm.live,
+            "reason": record.reason,
+        }
+
+    def _full(self, record: VtpmRecord) -> dict[str, Any]:
+        vtpm = self._registry.get(record.name)
+        run = vtpm.run
+        return self._brief(record) | {
+            "open": self._wiring.open_on(record.name),
+            "boot_named": vtpm.boot_named,
+            "last_seq": vtpm.channel.last_seq,
+            "uid": record.uid,
+            "pid": run.pid if run is not None else None,
+            "ek_names": {kind: name.hex() for kind, name in record.ek_names.items()},
+        }
+
+
+def _name(args: dict[str, Any]) -> str:
+    name = _get(args, "name", str, None)
+    if not name:
+        raise ConfigError("name a vTPM")
+    return str(name)
+
+
+def _get(args: dict[str, Any], key: str, kind: type, default: Any) -> Any:
+    value = args.get(key)
+    if value is None:
+        return default
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ConfigError(f"argument {key!r} must be of type {kind.__name__}")
+    return value
+
+
+ADMIN: dict[str, Verb] = {
+    "status": Verbs.status,
+    "list": Verbs.list,
+    "show": Verbs.show,
+    "create": Verbs.create,
+    "start": Verbs.start,
+    "stop": Verbs.stop,
+    "destroy": Verbs.destroy,
+    "info": Verbs.info,
+    "ek_cert": Verbs.ek_cert,
+}
+
+HOST: dict[str, Verb] = {
+    "status": Verbs.status,
+    "list": Verbs.list,
+    "attach": Verbs.attach,
+    "detach": Verbs.detach,
+    "boot": Verbs.boot,
+}

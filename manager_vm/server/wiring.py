@@ -1,0 +1,124 @@
+"""Which channel serves which vTPM: end points opened and closed as the host side says (attach, detach)."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+from manager_vm.errors import BusyError, StateError, VtpmManagerError
+from manager_vm.server.guest_channel import GuestChannel
+from manager_vm.vchan import address
+from manager_vm.vtpm.registry import Registry
+
+log = logging.getLogger(__name__)
+
+
+class Wiring:
+    """Thread-safe. One channel per vTPM, one vTPM per channel."""
+
+    def __init__(self, registry: Registry, deadline: float) -> None:
+        self._registry = registry
+        self._deadline = deadline
+        self._channels: dict[str, GuestChannel] = {}
+        self._ending: set[str] = set()  # vTPMs whose channel is being closed
+        self._latest: float | None = None  # the manager stops: no command executes after this
+        self._lock = threading.Lock()
+
+    def attach(self, name: str, channel: str) -> bool:
+        """Serve vTPM ``name`` on ``channel``; a broken channel is reopened. False: the same pair again, no change."""
+        address.parse(channel)
+        self._registry.get(name)
+        with self._lock:
+            self._refuse_double(name, channel)
+            if self._is_served(name):
+                return False
+            self._registry.get(name).named = 0  # before the channel serves anybody
+            self._open(name, channel)
+            try:
+                self._registry.wire(name, channel)
+            except VtpmManagerError:
+                self._channels.pop(name).close()
+                raise
+        log.info("vTPM %s: attached to %s", name, channel)
+        return True
+
+    def detach(self, name: str) -> None:
+        """Stop serving the vTPM and free its channel; the vTPM itself goes on."""
+        with self._lock:
+            found = self._channels.get(name)
+            if found is None and not self._registry.record(name).channel:
+                raise StateError(f"vTPM {name!r} is not attached to any channel")
+            self._refuse_ending(name)
+            self._ending.add(name)
+        try:
+            if found is not None:
+                found.close()  # may take as long as the command that executes: others must not wait for it
+            self._registry.wire(name, "")
+        finally:
+            with self._lock:
+                self._channels.pop(name, None)
+                self._ending.remove(name)
+        log.info("vTPM %s: detached", name)
+
+    def reopen(self) -> None:
+        """After a start: open what the records say again. A channel that is not there (yet) is reported, no more."""
+        for vtpm in self._registry.all():
+            channel = self._registry.record(vtpm.name).channel
+            if channel:
+                try:
+                    with self._lock:
+                        self._open(vtpm.name, channel)
+                except VtpmManagerError as error:
+                    log.warning("vTPM %s: channel %s cannot be opened: %s", vtpm.name, channel, error)
+
+    def open_on(self, name: str) -> bool:
+        """Whether the vTPM's channel is open."""
+        with self._lock:
+            return self._is_served(name)
+
+    def hasten(self, grace: float) -> None:
+        """Before ``close``: one guest's long command must not cost all others their orderly park."""
+        with self._lock:
+            self._latest = time.monotonic() + grace
+            for channel in self._channels.values():
+                channel.hasten(grace)
+
+    def close(self) -> None:
+        """Stop all channels; commands that execute are finished first."""
+        with self._lock:
+            for channel in self._channels.values():
+                channel.begin_close()
+            for channel in self._channels.values():
+                channel.close()
+            self._channels.clear()
+
+    def _open(self, name: str, channel: str) -> None:
+        old = self._channels.get(name)
+        if old is not None and old.finishing:
+            raise BusyError(f"the last command on the channel of vTPM {name!r} still executes; try again")
+        if old is not None:
+            self._channels.pop(name).close()
+        endpoint = address.serve(address.parse(channel))
+        try:
+            self._channels[name] = GuestChannel(self._registry.get(name), endpoint, channel, self._deadline)
+        except BaseException:
+            endpoint.close()
+            raise
+        if self._latest is not None:
+            self._channels[name].hasten(self._latest - time.monotonic())
+
+    def _is_served(self, name: str) -> bool:
+        return name in self._channels and self._channels[name].serves(self._registry.get(name))
+
+    def _refuse_ending(self, name: str) -> None:
+        if name in self._ending:
+            raise BusyError(f"vTPM {name!r} is being detached; try again when that is done")
+
+    def _refuse_double(self, name: str, channel: str) -> None:
+        self._refuse_ending(name)
+        for other, open_channel in self._channels.items():
+            if other == name and open_channel.address != channel:
+                raise BusyError(f"vTPM {name!r} is attached to {open_channel.address}; 'detach {name}' first")
+            if other != name and open_channel.address == channel:
+                raise BusyError(f"channel {channel} serves vTPM {other!r}; 'detach {other}' first")

@@ -1,0 +1,1 @@
+"""What the state disk holds: records, the anchored manifest, atomic files."""

@@ -1,0 +1,223 @@
+"""The anchored manifest: one file that says all, and the rule which copy of it is true (FORMAT.md, "Commit").
+
+commit = write ``manifest.pending``, fsync, write the anchor, rename to ``manifest``. The copy whose digest is
+in the anchor is true, so any crash leaves exactly one. Each commit draws a new erase secret, so that older copies
+of the file can no longer be opened. Commits that wait for each other share one anchor write.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import NoReturn, Protocol
+
+from manager_vm import crypto
+from manager_vm.crypto import Key
+from manager_vm.errors import IntegrityError, RollbackError, StoreError, VtpmManagerError
+from manager_vm.store import atomic, records
+from manager_vm.store.records import Contents
+
+log = logging.getLogger(__name__)
+
+MAGIC = b"VTPMMAN1"
+_LENGTH_SIZE = 4  # bytes, big-endian, length of the open part
+_LABEL = "vtpm-manager store key"
+MAX_SIZE = 64 << 20  # bytes; a vTPM takes about 4 kB
+
+Change = Callable[[Contents], Contents]
+
+
+class Anchor(Protocol):
+    """Where the digest of the true manifest and its erase secret stand (keys/anchor)."""
+
+    def read(self) -> tuple[bytes, Key]:
+        """(digest, erase secret); RollbackError if missing."""
+
+    def write(self, digest: bytes, secret: Key) -> None:
+        """Replace both in one durable step."""
+
+
+class _Commit:
+    """One queued change and how it ended."""
+
+    def __init__(self, change: Change) -> None:
+        self.change = change
+        self.error: VtpmManagerError | None = None
+        self.done = False
+
+
+class Manifest:
+    """The verified manifest. Only ``load`` and ``create`` make one. Thread-safe."""
+
+    def __init__(self, directory: Path, root: Key, anchor: Anchor, contents: Contents) -> None:
+        self._directory = directory
+        self._root = root
+        self._anchor = anchor
+        self._contents = contents
+        self._queue: list[_Commit] = []
+        self._turn = threading.Condition()
+        self._writing = False
+        self._rename_due = False  # the anchored copy is still called manifest.pending
+
+    @classmethod
+    def create(cls, directory: Path, root: Key, anchor: Anchor, contents: Contents) -> Manifest:
+        """Write the first manifest of a new state disk."""
+        manifest = cls(directory, root, anchor, contents)
+        manifest._write(contents)
+        return manifest
+
+    @classmethod
+    def load(cls, directory: Path, root: Key, anchor: Anchor) -> Manifest:
+        """Find, verify and open the one true manifest; RollbackError if neither copy is the anchored one."""
+        digest, secret = anchor.read()
+        true_file = _find(directory, digest)
+        contents = _open(atomic.read_file(true_file, MAX_SIZE) or b"", root, secret)
+        if true_file.name == "manifest.pending":
+            with atomic.store_errors(f"finish the last commit in {directory}"):
+                os.rename(true_file, directory / "manifest")
+                atomic.sync_directory(directory)
+        (directory / "manifest.pending").unlink(missing_ok=True)
+        return cls(directory, root, anchor, contents)
+
+    @property
+    def contents(self) -> Contents:
+        """The newest committed contents (immutable)."""
+        return self._contents
+
+    def commit(self, change: Change) -> Contents:
+        """Apply ``change`` and make it durable; changes queued meanwhile share one anchor write.
+
+        After success the change is anchored. After an error raised by ``change``, or a StoreError, it did not happen:
+        where the outcome of the anchor's write is not known, the anchor is read back and decides; where that fails too,
+        the process ends.
+        """
+        mine = _Commit(change)
+        with self._turn:
+            self._queue.append(mine)
+            while self._writing and not mine.done:
+                self._turn.wait()
+            if not mine.done:
+                self._lead()
+        if mine.error is not None:
+            raise mine.error
+        return self._contents
+
+    def _lead(self) -> None:
+        """Write all queued changes at once. Called and left with the condition held."""
+        batch, self._queue = self._queue, []
+        self._writing = True
+        failure: VtpmManagerError | None = StoreError("another change broke off this commit; try again")
+        try:
+            contents = _apply(batch, self._contents)
+            failure = self._try_write(contents)
+            if failure is None:
+                self._contents = contents
+        finally:
+            self._writing = False
+            for commit in batch:
+                commit.error = commit.error or failure
+                commit.done = True
+            self._turn.notify_all()
+
+    def _try_write(self, contents: Contents) -> VtpmManagerError | None:
+        """Write without holding the condition, so that others can queue meanwhile."""
+        if contents is self._contents:
+            return None
+        self._turn.release()
+        try:
+            self._write(contents)
+        except VtpmManagerError as error:
+            return error
+        finally:
+            self._turn.acquire()
+        return None
+
+    def _write(self, contents: Contents) -> None:
+        secret = Key.random()
+        data = _seal(contents, self._root, secret)
+        digest, pending = crypto.digest(data), self._directory / "manifest.pending"
+        self._rename_pending()
+        with atomic.store_errors(f"write {pending}"):
+            atomic.write_pending(pending, data)
+            atomic.sync_directory(self._directory)
+        try:
+            self._anchor.write(digest, secret)
+        except VtpmManagerError as error:
+            if not self._is_anchored(digest, error):
+                raise
+        self._rename_due = True
+        with contextlib.suppress(StoreError):  # anchored: the commit holds; the next one renames first
+            self._rename_pending()
+
+    def _is_anchored(self, digest: bytes, error: VtpmManagerError) -> bool:
+        """The outcome of the anchor's write is not known: read it back, it decides.
+
+        If it cannot be read either, nothing here may go on: the disk may say one thing and this process do another.
+        """
+        try:
+            return self._anchor.read()[0] == digest
+        except VtpmManagerError as again:
+            _end_process(f"the outcome of a commit is not known ({error}; {again}): only a new start can tell")
+
+    def _rename_pending(self) -> None:
+        if not self._rename_due:
+            return
+        with atomic.store_errors(f"rename the manifest in {self._directory}"):
+            with contextlib.suppress(FileNotFoundError):  # renamed before, but the directory's sync failed
+                os.rename(self._directory / "manifest.pending", self._directory / "manifest")
+            atomic.sync_directory(self._directory)
+        self._rename_due = False
+
+
+def _end_process(why: str) -> NoReturn:
+    """No handler, no clean-up: what they did could be wrong. A supervisor starts the manager again."""
+    log.critical("%s", why)
+    os._exit(os.EX_IOERR)
+
+
+def _apply(batch: list[_Commit], old: Contents) -> Contents:
+    """``old`` after all changes that do not refuse; with the next serial if it differs."""
+    new = old
+    for commit in batch:
+        try:
+            new = commit.change(new)
+        except VtpmManagerError as error:
+            commit.error = error
+    return old if new is old else replace(new, serial=old.serial + 1)
+
+
+def _find(directory: Path, digest: bytes) -> Path:
+    seen = False
+    for name in ("manifest", "manifest.pending"):
+        data = atomic.read_file(directory / name, MAX_SIZE)
+        seen = seen or data is not None
+        if data is not None and crypto.digest(data) == digest:
+            return directory / name
+    if not seen:
+        raise RollbackError(f"{directory} has no manifest although the anchor names one; restore the newest state disk")
+    raise RollbackError(
+        f"the manifest in {directory} is not the anchored one: it is older, or was changed; "
+        "restore the newest state disk"
+    )
+
+
+def _seal(contents: Contents, root: Key, secret: Key) -> bytes:
+    opened = records.pack_open(contents)
+    head = MAGIC + len(opened).to_bytes(_LENGTH_SIZE, "big") + opened
+    store_key = crypto.derive(root, _LABEL, secret.reveal())
+    return head + crypto.seal(store_key, records.pack_secret(contents), head)
+
+
+def _open(data: bytes, root: Key, secret: Key) -> Contents:
+    start = len(MAGIC) + _LENGTH_SIZE
+    if data[: len(MAGIC)] != MAGIC or len(data) < start:
+        raise IntegrityError("the manifest is of another format; run the version that wrote it")
+    end = start + int.from_bytes(data[len(MAGIC) : start], "big")
+    store_key = crypto.derive(root, _LABEL, secret.reveal())
+    secret_part = crypto.unseal(store_key, data[end:], data[:end], "the manifest's key table")
+    return records.unpack(data[start:end], secret_part)

@@ -1,0 +1,104 @@
+"""The durable record of one vTPM and of the manager, and their msgpack form (FORMAT.md)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import msgpack
+
+from manager_vm.crypto import Key
+from manager_vm.errors import IntegrityError
+from manager_vm.protocol.lifecycle import State
+
+MAX_REASON = 500
+
+
+@dataclass(frozen=True, slots=True)
+class VtpmRecord:
+    """What is known of one vTPM while nothing runs.
+
+    ``blob``/``blob_digest``: the anchored state blob (file name, SHA-256), always present. ``run``: the directory
+    of the current run, "" if none. ``boot``: the newest boot number applied. ``resume``: a parked vTPM that the manager
+    resumes by itself when it starts. ``ek_names``: TPM names of the EKs by key kind, recorded at manufacture.
+    """
+
+    uuid: str
+    name: str
+    state: State
+    uid: int
+    blob: str
+    blob_digest: bytes
+    ek_names: dict[str, bytes]
+    certificates: dict[str, bytes]
+    run: str = ""
+    boot: int = 0
+    generation: int = 1
+    resume: bool = False
+    channel: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class VtpmKeys:
+    """The state keys of one vTPM: of its blob, and of its run (None if it does not run)."""
+
+    blob: Key
+    run: Key | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """Everything a manifest says. A new value is made for each commit; nothing in it is changed in place."""
+
+    serial: int
+    ca_certificate: bytes
+    ca_key: bytes = field(repr=False)
+    vtpms: dict[str, VtpmRecord] = field(default_factory=dict)
+    keys: dict[str, VtpmKeys] = field(default_factory=dict)
+
+    def named(self, name: str) -> VtpmRecord | None:
+        """The record with this name."""
+        return next((record for record in self.vtpms.values() if record.name == name), None)
+
+    def with_vtpm(self, record: VtpmRecord, keys: VtpmKeys | None = None) -> Contents:
+        """The same with ``record`` added or replaced, and its keys if given."""
+        new_keys = self.keys if keys is None else {**self.keys, record.uuid: keys}
+        return replace(self, vtpms={**self.vtpms, record.uuid: record}, keys=new_keys)
+
+    def without_vtpm(self, uuid: str) -> Contents:
+        """The same without this vTPM and its keys."""
+        return replace(
+            self,
+            vtpms={key: value for key, value in self.vtpms.items() if key != uuid},
+            keys={key: value for key, value in self.keys.items() if key != uuid},
+        )
+
+
+def pack_open(contents: Contents) -> bytes:
+    """What may be read by anybody who has the disk: records and certificates, no key."""
+    records = [{f.name: getattr(record, f.name) for f in fields(record)} for record in contents.vtpms.values()]
+    return bytes(msgpack.packb({"serial": contents.serial, "ca": contents.ca_certificate, "vtpms": records}))
+
+
+def pack_secret(contents: Contents) -> bytes:
+    """The key table, to be sealed: {"ca": key, "vtpms": {uuid: [blob key, run key or None]}}."""
+    table = {
+        uuid: [keys.blob.reveal(), keys.run.reveal() if keys.run else None] for uuid, keys in contents.keys.items()
+    }
+    return bytes(msgpack.packb({"ca": contents.ca_key, "vtpms": table}))
+
+
+def unpack(open_part: bytes, secret_part: bytes) -> Contents:
+    """The inverse of both. The bytes are authentic already; IntegrityError means another format version."""
+    try:
+        opened: dict[str, Any] = msgpack.unpackb(open_part)
+        secret: dict[str, Any] = msgpack.unpackb(secret_part)
+        records = [VtpmRecord(**{**item, "state": State(item["state"])}) for item in opened["vtpms"]]
+        keys = {uuid: VtpmKeys(Key(blob), Key(run) if run else None) for uuid, (blob, run) in secret["vtpms"].items()}
+        vtpms = {record.uuid: record for record in records}
+        return Contents(opened["serial"], opened["ca"], secret["ca"], vtpms, keys)
+    except (ValueError, KeyError, TypeError, AttributeError, msgpack.UnpackException) as error:
+        raise IntegrityError(
+            f"the manifest is authentic but of another format ({error}); run the version that wrote it"
+        ) from None

@@ -1,0 +1,1 @@
+"""One swtpm process, one vTPM, and the registry of all."""

@@ -1,0 +1,288 @@
+"""All vTPMs of this manager: the verbs, each as *step, commit, clean up* under the vTPM's lock.
+
+Post-condition of every verb: on success the committed record says so; on failure the record is as before and
+nothing half-made is left (what no record names is removed, at the latest at the next start).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import uuid
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+
+from manager_vm.errors import BusyError, IntegrityError, StateError, UnknownVtpmError, VtpmManagerError
+from manager_vm.keys.ek_ca import EkCa
+from manager_vm.protocol.channel_server import ChannelServer
+from manager_vm.protocol.lifecycle import Event, State, after
+from manager_vm.store import atomic
+from manager_vm.store.manifest import Manifest
+from manager_vm.store.records import MAX_REASON, VtpmRecord
+from manager_vm.vtpm import boots, changes, steps
+from manager_vm.vtpm.reserve import Reservations
+from manager_vm.vtpm.steps import Disk, Result
+from manager_vm.vtpm.vtpm import Vtpm
+from manager_vm.wire.channel import Reason
+
+log = logging.getLogger(__name__)
+
+MINIMUM_FREE = (
+    4 << 20
+)  # bytes of state disk below which nothing new is created, and for each vTPM (blob, run, records):
+SPACE_EACH = 64 << 10
+COMMIT_EACH = 8 << 10  # bytes of a manifest for each vTPM, old and new copy
+_HOST_PATIENCE = 5.0  # seconds a report of the host side waits for a command: it is repeated, and others wait behind it
+
+
+class Registry:
+    """Thread-safe. ``uid_base``: the first uid of vTPMs; ``limit``: how many there may be."""
+
+    def __init__(self, manifest: Manifest, disk: Disk, ca: EkCa, *, uid_base: int, limit: int, patience: float) -> None:
+        self._manifest = manifest
+        self._disk = disk
+        self._ca = ca
+        self._reservations = Reservations(uid_base, limit)
+        self._patience = patience
+        self._host_patience = min(patience, _HOST_PATIENCE)
+        self._leaving: set[int] = set()  # uids of vTPMs being destroyed, whose process may still live
+        self._lock = threading.Lock()
+        self._vtpms: dict[str, Vtpm] = {}
+
+    @property
+    def ca_certificate(self) -> bytes:
+        """The certificate of the CA that signs EK certificates (DER)."""
+        return self._ca.certificate
+
+    # -- looking --------------------------------------------------------------------------------------------
+
+    def get(self, name: str) -> Vtpm:
+        """The vTPM with this name; UnknownVtpmError otherwise."""
+        with self._lock:
+            vtpm = self._vtpms.get(name)
+        if vtpm is None:
+            raise UnknownVtpmError(f"there is no vTPM {name!r}; 'list' shows those there are")
+        return vtpm
+
+    def all(self) -> list[Vtpm]:
+        """Every vTPM, by name."""
+        with self._lock:
+            return [self._vtpms[name] for name in sorted(self._vtpms)]
+
+    def record(self, name: str) -> VtpmRecord:
+        """The committed record of a vTPM."""
+        return self._record(self.get(name))
+
+    def _record(self, vtpm: Vtpm) -> VtpmRecord:
+        record = self._manifest.contents.vtpms.get(vtpm.uuid)
+        if record is None:
+            raise UnknownVtpmError(f"vTPM {vtpm.name!r} has just been destroyed")
+        return record
+
+    def _uids(self) -> set[int]:
+        return self._leaving | {record.uid for record in self._manifest.contents.vtpms.values()}
+
+    # -- verbs ----------------------------------------------------------------------------------------------
+
+    def create(self, name: str) -> VtpmRecord:
+        """Manufacture a new vTPM; it is OFF until its VM is powered on."""
+        with self._reservations.hold(name, self._vtpms, self._uids) as uid:
+            atomic.demand_space(self._disk.blobs, MINIMUM_FREE + (len(self._vtpms) + 1) * SPACE_EACH)
+            result = steps.create(self._disk, self._ca, str(uuid.uuid4()), name, uid)
+            self._commit([(None, result)])
+            with self._lock:
+                self._vtpms[name] = Vtpm(result.record.uuid, name, State.OFF)
+        log.info("vTPM %s: created (uid %d)", name, uid)
+        return result.record
+
+    def start(self, name: str, *, power_on: bool) -> VtpmRecord:
+        """Resume a parked vTPM; with ``power_on`` _TPM_Init instead, refused while a guest's channel is live."""
+        vtpm = self.get(name)
+        if not power_on:
+            return self._apply(vtpm, Event.RESUME, self._resume)
+        if vtpm.live:
+            raise BusyError(f"a guest is using vTPM {name!r}; a reset is reported by its host, never made under it")
+        # a boot of its own: a guest that runs on is of an older one, and must not find PCRs that are zero again
+        return self._apply(vtpm, Event.POWER_ON, lambda old: self._power_on(old, boots.operators(old.boot)))
+
+    def stop(self, name: str) -> VtpmRecord:
+        """Park a vTPM: state, PCRs, sessions and loaded objects are kept for ``start``."""
+        return self._apply(self.get(name), Event.PARK, lambda record: self._park(record, resume=False))
+
+    def report_boot(self, name: str, boot: int) -> VtpmRecord:
+        """The host side says which boot of the VM is running. A new number is a reset; each is applied once."""
+        boots.demand_number(boot)
+        vtpm = self.get(name)
+        if boot > self._record(vtpm).boot:
+            return self._apply(vtpm, Event.POWER_ON, lambda old: self._reset(old, boot), named=boot)
+        with vtpm.changing(Reason.QUIESCED, self._host_patience):
+            record = self._record(vtpm)
+            boots.demand_running(record, boot)
+            vtpm.named = boot
+        return record
+
+    def destroy(self, name: str) -> None:
+        """Remove a vTPM for ever: its keys go with the commit, its files after it."""
+        vtpm = self.get(name)
+        with vtpm.changing(Reason.QUIESCED, self._patience):
+            record = self._record(vtpm)
+            after(name, record.state, Event.DESTROY)
+            self._leaving.add(record.uid)
+            self._manifest.commit(lambda contents: changes.destroy(contents, vtpm.uuid))
+            if vtpm.run is not None:
+                vtpm.run.close()
+                vtpm.run = None
+            vtpm.state = State.OFF
+            with self._lock:  # from here on its name and uid are free
+                del self._vtpms[name]
+            steps.remove_files(self._disk, record, None)
+            self._leaving.discard(record.uid)
+        log.info("vTPM %s: destroyed", name)
+
+    def wire(self, name: str, channel: str) -> VtpmRecord:
+        """Remember which channel is this vTPM's ("" = none)."""
+        vtpm = self.get(name)
+        vtpm.named = 0
+        self._manifest.commit(lambda contents: changes.wire(contents, vtpm.uuid, channel))
+        return self._record(vtpm)
+
+    def note_death(self, vtpm: Vtpm) -> None:
+        """The process ended by itself or was killed at its deadline: TPM_RC_FAILURE until the next reported reset."""
+        with vtpm.changing(Reason.QUIESCED, self._patience):
+            if vtpm.run is None or not vtpm.run.died():
+                return
+            record = self._record(vtpm)
+            vtpm.run.close()
+            vtpm.run = None
+            if record.state is not State.RUNNING:
+                return
+            vtpm.state = State.FAILED
+            reason = "its swtpm process died; every command answers TPM_RC_FAILURE until the guest is reset"
+            log.error("vTPM %s: %s", vtpm.name, reason)
+            new = replace(record, state=State.FAILED, reason=reason)
+            self._manifest.commit(lambda contents: changes.put(contents, new))
+
+    # -- start and end of the manager -----------------------------------------------------------------------
+
+    def recover(self) -> None:
+        """Take up what the disk says: unclean deaths become FAILED, vTPMs parked by a shutdown resume."""
+        contents = self._manifest.commit(changes.fail_running)
+        for record in contents.vtpms.values():
+            vtpm = Vtpm(record.uuid, record.name, record.state, record.boot)
+            self._vtpms[record.name] = vtpm
+        steps.sweep(self._disk, contents)
+        self._all_at_once([r for r in contents.vtpms.values() if r.resume], Event.RESUME, self._resume)
+
+    def shut_down(self) -> None:
+        """Park every running vTPM with one commit; the next start resumes them. No process is left, parked or not."""
+        running = [r for r in self._manifest.contents.vtpms.values() if r.state is State.RUNNING]
+        try:
+            self._all_at_once(running, Event.PARK, lambda record: self._park(record, resume=True))
+        finally:
+            for vtpm in self.all():
+                if vtpm.run is not None:
+                    vtpm.run.close()
+
+    # -- steps, bound to this registry ----------------------------------------------------------------------
+
+    def _resume(self, record: VtpmRecord) -> Result:
+        return steps.resume(self._disk, record, self._manifest.contents.keys[record.uuid])
+
+    def _park(self, record: VtpmRecord, *, resume: bool) -> Result:
+        vtpm = self.get(record.name)
+        if vtpm.run is None or vtpm.run.died():
+            raise StateError(f"vTPM {record.name!r} has just died; there is nothing to park")
+        atomic.demand_space(self._disk.blobs, len(self._vtpms) * COMMIT_EACH)  # else nothing that is stored counts
+        return steps.park(self._disk, record, vtpm.run, vtpm.channel.state, resume=resume)
+
+    def refuse_old_boot(self, name: str, boot: int) -> None:
+        """StateError for the number of a boot that is over, ConfigError for none."""
+        boots.demand_number(boot)
+        boots.demand_newest(self.record(name), boot)
+
+    def _reset(self, record: VtpmRecord, boot: int) -> Result:
+        log.info("vTPM %s: reset, boot %d", record.name, boot)
+        return self._power_on(record, boot)
+
+    def _power_on(self, record: VtpmRecord, boot: int) -> Result:
+        vtpm, keys = self.get(record.name), self._manifest.contents.keys[record.uuid]
+        return steps.power_on(self._disk, record, keys, vtpm.run, boot)
+
+    def _apply(self, vtpm: Vtpm, event: Event, step: Callable[[VtpmRecord], Result], *, named: int = 0) -> VtpmRecord:
+        """Step, commit, clean up, for one vTPM. ``named``: the boot that the host side has reported with this."""
+        with vtpm.changing(Reason.QUIESCED, self._host_patience if named else self._patience):
+            record = self._record(vtpm)
+            after(vtpm.name, record.state, event)
+            if named and named <= record.boot:  # another report was faster
+                boots.demand_running(record, named)
+                vtpm.named = named
+                return record
+            if event is Event.POWER_ON and record.state is State.RUNNING:
+                vtpm.named = 0  # the process is reset in place: whatever becomes of it, the boot before is over
+            result = self._step(vtpm, record, step)
+            self._commit([(record, result)])
+            _adopt(vtpm, result)
+            if event is Event.POWER_ON:
+                vtpm.named = named
+            steps.remove_files(self._disk, record, result.record)
+        return result.record
+
+    def _commit(self, results: list[tuple[VtpmRecord | None, Result]]) -> None:
+        """Make results durable in one commit; if it fails, what the steps made is dropped again.
+
+        A run that a step has reset in place is neither the old boot nor the new one then: it is killed.
+        """
+        try:
+            self._manifest.commit(lambda contents: changes.put_all(contents, [result for _, result in results]))
+        except BaseException:
+            for old, result in results:
+                if result.run is not None and old is not None and result.run.name == old.run:
+                    result.run.kill()
+                elif result.run is not None:
+                    result.run.close()
+                steps.remove_files(self._disk, result.record, old)
+            raise
+
+    def _step(self, vtpm: Vtpm, record: VtpmRecord, step: Callable[[VtpmRecord], Result]) -> Result:
+        try:
+            return step(record)
+        except IntegrityError as error:
+            self._quarantine(vtpm, record, str(error))
+            raise
+
+    def _all_at_once(self, found: list[VtpmRecord], event: Event, step: Callable[[VtpmRecord], Result]) -> None:
+        """One step for many vTPMs, one commit; one that fails is left as it was and disturbs no other."""
+        done: list[tuple[VtpmRecord | None, Result]] = []
+        with ExitStack() as held:
+            for record in found:
+                vtpm = self.get(record.name)
+                try:
+                    after(vtpm.name, record.state, event)
+                    held.enter_context(vtpm.changing(Reason.QUIESCED, self._patience))
+                    done.append((record, self._step(vtpm, record, step)))
+                except VtpmManagerError as error:
+                    log.error("vTPM %s: cannot %s: %s", vtpm.name, event, error)
+            self._commit(done)
+            for old, result in done:
+                _adopt(self.get(result.record.name), result)
+                assert old is not None
+                steps.remove_files(self._disk, old, result.record)
+
+    def _quarantine(self, vtpm: Vtpm, record: VtpmRecord, reason: str) -> None:
+        log.error("vTPM %s: quarantined: %s", vtpm.name, reason)
+        new = replace(record, state=State.QUARANTINED, reason=reason[:MAX_REASON], resume=False)
+        self._manifest.commit(lambda contents: changes.put(contents, new))
+        vtpm.state = State.QUARANTINED
+        if vtpm.run is not None:
+            vtpm.run.close()
+            vtpm.run = None
+
+
+def _adopt(vtpm: Vtpm, result: Result) -> None:
+    """The commit holds: the vTPM is what the record says."""
+    if vtpm.run is not None and vtpm.run is not result.run:
+        vtpm.run.close()
+    vtpm.run, vtpm.state, vtpm.boot = result.run, result.record.state, result.record.boot
+    if result.session is not None:
+        vtpm.channel = ChannelServer(result.session)

@@ -1,0 +1,91 @@
+"""Requests and replies of the admin link and the host link: msgpack bodies in REQUEST, REPLY, PROGRESS frames.
+
+Both links speak this format; the daemon serves a different table of verbs on each (server/admin). The admin
+link carries operators' requests (create, stop, destroy, ...). The host link carries what only the host side
+knows: which channel belongs to which vTPM (attach, detach) and that a VM was reset (boot).
+
+Request body:  {"verb": str, "args": {str: value}}      frame seq = request id, chosen by the client
+Reply body:    {"ok": value}  or  {"error": {"name": str, "text": str}}
+Progress body: {"text": str, "done": int, "total": int}   any number of them before the reply
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgpack
+
+from manager_vm.errors import BY_NAME, RemoteProtocolError, VtpmManagerError
+from manager_vm.wire.channel import Type
+from manager_vm.wire.framing import Frame
+
+MAX_BODY = 1 << 20  # bytes; 1,000 vTPMs in one listing take about 300 kB
+_MAX_ITEMS = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A verb with its named arguments (msgpack types only)."""
+
+    id: int
+    verb: str
+    args: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The end of a request: a result (msgpack types only) or an error."""
+
+    id: int
+    ok: Any = None
+    error: VtpmManagerError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A step of a long request; ``total`` is 0 where it is not known."""
+
+    id: int
+    text: str
+    done: int = 0
+    total: int = 0
+
+
+AdminMessage = Request | Reply | Progress
+
+
+def to_frame(message: AdminMessage) -> Frame:
+    """The frame of an admin message."""
+    match message:
+        case Request(id_, verb, args):
+            return Frame(Type.REQUEST, 0, id_, msgpack.packb({"verb": verb, "args": args}))
+        case Reply(id_, _, VtpmManagerError() as error):
+            wire = {"name": type(error).__name__, "text": str(error)}
+            return Frame(Type.REPLY, 0, id_, msgpack.packb({"error": wire}))
+        case Reply(id_, ok):
+            return Frame(Type.REPLY, 0, id_, msgpack.packb({"ok": ok}))
+        case Progress(id_, text, done, total):
+            return Frame(Type.PROGRESS, 0, id_, msgpack.packb({"text": text, "done": done, "total": total}))
+
+
+def from_frame(frame: Frame) -> AdminMessage:
+    """The admin message of a frame; RemoteProtocolError for anything else."""
+    body = _unpack(frame.body)
+    match frame.type, body:
+        case Type.REQUEST, {"verb": str(verb), "args": dict(args)} if all(isinstance(key, str) for key in args):
+            return Request(frame.seq, verb, args)
+        case Type.REPLY, {"ok": ok}:
+            return Reply(frame.seq, ok)
+        case Type.REPLY, {"error": {"name": str(name), "text": str(text)}}:
+            return Reply(frame.seq, error=BY_NAME.get(name, VtpmManagerError)(text))
+        case Type.PROGRESS, {"text": str(text), "done": int(done), "total": int(total)}:
+            return Progress(frame.seq, text, done, total)
+    raise RemoteProtocolError(f"a frame of type {frame.type} is no admin message; do both sides have the same version?")
+
+
+def _unpack(body: bytes) -> Any:
+    try:
+        return msgpack.unpackb(body, strict_map_key=False, max_array_len=_MAX_ITEMS, max_map_len=_MAX_ITEMS)
+    except (ValueError, TypeError, msgpack.UnpackException) as error:  # TypeError: a map key that is a list or a map
+        raise RemoteProtocolError(f"an admin message is not valid msgpack: {error}") from None

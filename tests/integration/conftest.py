@@ -1,0 +1,78 @@
+"""Fixtures: managers in short temporary directories, ended by process id, with a look at what they leave behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+
+from tests.integration.harness import Manager, processes, until
+
+
+class Make(Protocol):
+    """Makes one more manager in a directory of its own; not started yet."""
+
+    def __call__(self, table: dict[str, Any] | None = None, prefix: tuple[str, ...] = ()) -> Manager:
+        """See ``Manager``."""
+
+
+@contextmanager
+def _directory() -> Iterator[Path]:
+    """A short path (a UNIX socket's has 107 bytes) that swtpm's own uids can traverse."""
+    path = Path(tempfile.mkdtemp(prefix="vt"))
+    path.chmod(0o711)
+    try:
+        yield path
+    finally:
+        _end_leftovers(path)
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def _managed(directory: Path, table: dict[str, Any] | None, prefix: tuple[str, ...]) -> Iterator[Manager]:
+    """The manager is stopped in order at the end, and must leave no process and no socket."""
+    manager = Manager(directory, table, prefix)
+    yield manager
+    if manager.running:
+        manager.stop()
+        until(lambda: not processes(str(directory)), what=f"nothing is left running: {processes(str(directory))}")
+        assert sorted(directory.rglob("*.sock")) == []
+    until(lambda: not processes(str(directory)), what=f"nothing is left running: {processes(str(directory))}")
+
+
+def _end_leftovers(directory: Path) -> None:
+    """After a failed test: end what names our directory, so that the next test starts clean."""
+    for pid in processes(str(directory)):
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    subprocess.run(["umount", "-q", str(directory / "state")], check=False, stderr=subprocess.DEVNULL)
+
+
+@pytest.fixture
+def make() -> Iterator[Make]:
+    """A factory of managers."""
+    with ExitStack() as stack:
+
+        def one(table: dict[str, Any] | None = None, prefix: tuple[str, ...] = ()) -> Manager:
+            directory = stack.enter_context(_directory())
+            return stack.enter_context(_managed(directory, table, prefix))
+
+        yield one
+
+
+@pytest.fixture
+def manager(make: Make) -> Manager:
+    """A running ``dev`` manager without vTPMs."""
+    if os.geteuid() != 0:
+        pytest.fail("run as root: each swtpm has a uid and a network namespace of its own")
+    return make().start()

@@ -1,0 +1,122 @@
+"""VMs for tests: each kind is booted once and saved; a test restores it in a third of a second."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from image.host import demo, saved
+from image.host.guest import Guest
+from image.host.host import Host
+from image.host.machine import VmSpec
+from image.host.saved import Saved
+from image.host.vm import Vm
+from image.host.wires import Carrier
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+IMAGES = ROOT / "build" / "image"
+_STORE = ROOT / "build" / "saved"
+
+# what a first TPM command would otherwise read from the (slow, verified) root disk
+_WARM_UP = """
+modprobe tpm_vtpm_proxy
+python3 -m guest_frontend --help
+python3 -c 'import guest_frontend.device, manager_vm.vchan.ivshmem, manager_vm.vchan.virtio_serial'
+for tool in getrandom pcrread pcrextend nvread nvdefine nvincrement createprimary; do tpm2_$tool --version; done
+systemctl is-system-running --wait
+"""
+
+
+@contextmanager
+def short_directory() -> Iterator[Path]:
+    """A temporary directory whose path leaves room for the names of UNIX sockets."""
+    path = Path(tempfile.mkdtemp(prefix="vtpm-"))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path)
+
+
+def saved_manager() -> Saved:
+    """A manager that serves and has no vTPM yet. Booted once through OVMF and its UKI."""
+    with short_directory() as directory, Host(directory, IMAGES, firmware=True) as host:
+        spec = host.manager_spec(directory / "hwtpm")
+
+        def make(target: Path) -> None:
+            vm = host.start_manager()
+            vm.agent.wait(60)
+            saved.save(vm, target)
+
+        return saved.find(_STORE, spec, host.accelerator, make)
+
+
+def saved_guest() -> Saved:
+    """A guest that is up, without a TPM."""
+    with short_directory() as directory, Host(directory, IMAGES) as host:
+        spec = VmSpec("guest", IMAGES / "guest", directory, hold_resets=True)
+
+        def make(target: Path) -> None:
+            with Vm(spec, host.accelerator) as vm:
+                vm.go()
+                vm.agent.wait(240)
+                vm.agent.run(_WARM_UP, 120)
+                saved.save(vm, target)
+
+        return saved.find(_STORE, spec, host.accelerator, make)
+
+
+class Lab:
+    """One host with a restored manager; guests are restored and wired on demand."""
+
+    def __init__(self, host: Host, guest: Saved) -> None:
+        self.host = host
+        self._guest = guest
+
+    @property
+    def manager(self) -> Vm:
+        assert self.host.manager is not None
+        return self.host.manager
+
+    def guest(self, name: str = "a", carrier: Carrier = Carrier.IVSHMEM) -> Guest:
+        """A guest with /dev/tpmrm0, its vTPM just created."""
+        self.host.links.admin("create", name=name)
+        guest = self.host.add_guest(name, carrier, self._guest)
+        demo.await_device(guest)
+        return guest
+
+    def vtpm(self, name: str = "a") -> dict[str, object]:
+        """``show`` of a vTPM."""
+        return dict(self.host.links.admin("show", name=name))
+
+    def journal(self) -> str:
+        """What the manager's daemon logged."""
+        return self.manager.agent.check("journalctl -b --no-pager -u vtpm-manager")
+
+
+def children_of_ours() -> list[str]:
+    """Command lines of all QEMU and swtpm processes that descend from this process."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (path / "cmdline").read_bytes().split(b"\0")
+            parent = int((path / "stat").read_text().rsplit(")", 1)[1].split()[1])
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if words[0].rsplit(b"/", 1)[-1] in (b"qemu-system-x86_64", b"swtpm") and _descends(parent):
+            found.append(b" ".join(words).decode())
+    return found
+
+
+def _descends(pid: int) -> bool:
+    while pid > 1:
+        if pid == os.getpid():
+            return True
+        try:
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+        except FileNotFoundError:
+            return False
+    return False

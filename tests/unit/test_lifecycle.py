@@ -1,0 +1,93 @@
+"""protocol/lifecycle: every pair of a state and an event is either a transition or refused, and says why."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+
+from manager_vm.errors import QuarantinedError, StateError
+from manager_vm.protocol.lifecycle import TRANSITIONS, Event, State, after
+
+PAIRS = list(product(State, Event))
+ALIVE = [state for state in State if state is not State.QUARANTINED]
+
+
+def reachable(start: State) -> set[State]:
+    """Every state that some events lead to from ``start``."""
+    found, todo = {start}, [start]
+    while todo:
+        state = todo.pop()
+        new = {to for (at, _), to in TRANSITIONS.items() if at is state and to is not None} - found
+        found |= new
+        todo += new
+    return found
+
+
+@pytest.mark.parametrize(("state", "event"), PAIRS)
+def test_every_event_in_every_state_is_a_transition_or_refused(state: State, event: Event) -> None:
+    if (state, event) in TRANSITIONS:
+        assert after("web", state, event) is TRANSITIONS[state, event]
+        return
+    with pytest.raises(QuarantinedError if state is State.QUARANTINED else StateError, match="'web'"):
+        after("web", state, event)
+
+
+@pytest.mark.parametrize("event", Event)
+def test_a_quarantined_vtpm_is_not_started_not_deleted_and_not_made_anew(event: Event) -> None:
+    with pytest.raises(QuarantinedError, match="show web"):
+        after("web", State.QUARANTINED, event)
+
+
+@pytest.mark.parametrize("state", ALIVE)
+def test_damage_leads_to_quarantine_from_every_state(state: State) -> None:
+    assert after("web", state, Event.DAMAGED) is State.QUARANTINED
+
+
+@pytest.mark.parametrize("state", ALIVE)
+def test_a_power_on_starts_a_vtpm_in_every_state_but_quarantine(state: State) -> None:
+    assert after("web", state, Event.POWER_ON) is State.RUNNING
+
+
+@pytest.mark.parametrize("state", ALIVE)
+def test_a_vtpm_can_be_destroyed_in_every_state_but_quarantine(state: State) -> None:
+    assert after("web", state, Event.DESTROY) is None
+
+
+def test_only_a_parked_vtpm_resumes_without_a_power_on() -> None:
+    assert [state for state, event in TRANSITIONS if event is Event.RESUME] == [State.PARKED]
+
+
+def test_only_a_running_vtpm_can_be_parked_or_die() -> None:
+    for event in (Event.PARK, Event.DIED):
+        assert [state for state, each in TRANSITIONS if each is event] == [State.RUNNING]
+
+
+def test_an_unclean_death_is_left_only_by_a_power_on_damage_or_destruction() -> None:
+    leaving = {event: to for (state, event), to in TRANSITIONS.items() if state is State.FAILED}
+    assert leaving == {Event.POWER_ON: State.RUNNING, Event.DAMAGED: State.QUARANTINED, Event.DESTROY: None}
+
+
+def test_every_state_can_be_reached_from_a_new_vtpm() -> None:
+    assert reachable(State.OFF) == set(State)
+
+
+@pytest.mark.parametrize(
+    ("state", "event", "remedy"),
+    [
+        (State.OFF, Event.RESUME, "start --power-on"),
+        (State.OFF, Event.PARK, "off already"),
+        (State.PARKED, Event.PARK, "'start' resumes it"),
+        (State.RUNNING, Event.RESUME, "running already"),
+        (State.FAILED, Event.RESUME, "reset the guest"),
+        (State.FAILED, Event.PARK, "until the guest is reset"),
+    ],
+)
+def test_a_refused_verb_names_what_to_do_instead(state: State, event: Event, remedy: str) -> None:
+    with pytest.raises(StateError, match=remedy) as caught:
+        after("web", state, event)
+    assert f"cannot {event} vTPM 'web'" in str(caught.value)
+
+
+def test_the_states_words_are_those_of_the_stored_records() -> None:
+    assert {state.value for state in State} == {"off", "parked", "running", "failed", "quarantined"}
