@@ -20,7 +20,7 @@ LAYERS = (
     {"manager_vm.vtpm"},
     {"manager_vm.keys"},
     {"manager_vm.store", "manager_vm.vchan"},
-    {"manager_vm.protocol"},
+    {"manager_vm.protocol", "manager_vm.trust"},
     {"manager_vm.wire", "manager_vm.crypto", "manager_vm.config", "manager_vm.packages"},
     {"manager_vm.errors"},
 )
@@ -38,6 +38,7 @@ ALLOWED = {
         "manager_vm.wire",
         "manager_vm.config",
         "manager_vm.packages",
+        "manager_vm.trust",
     },
     "image": {
         "image",
@@ -53,7 +54,7 @@ ONLY_IN = {
     "msgpack": ("manager_vm.wire", "manager_vm.store"),
     "pyroute2": ("manager_vm.net",),
     "tpm2_pytss": ("manager_vm.keys.hwtpm", "guest_frontend.tcti"),
-    "cryptography": ("manager_vm.crypto", "manager_vm.keys"),
+    "cryptography": ("manager_vm.crypto", "manager_vm.keys", "manager_vm.trust"),
 }
 
 
