@@ -12,7 +12,7 @@ from manager_vm.errors import ConfigError, EvidenceError
 from manager_vm.trust import envelope, operator
 from manager_vm.trust.operator import Role
 from manager_vm.trust.signing import SigningKey
-from tests.unit.statements import AUTHORITY, JSON, STRANGER, body_of, damaged, forgeries
+from tests.unit.statements import AUTHORITY, JSON, STRANGER, body_of, damaged, flipped, forgeries
 
 ALICE = SigningKey.create().public
 ENROLMENT = operator.enroll("alice", ALICE, Role.OPERATOR, AUTHORITY, serial=7, description="night shift")
@@ -110,3 +110,13 @@ def test_a_key_that_is_none_is_refused(key: object) -> None:
     body = {**body_of(operator.OPERATOR, ENROLMENT), "key": key}
     with pytest.raises(EvidenceError):
         operator.verify(envelope.sign(operator.OPERATOR, body, AUTHORITY), AUTHORITY.public)
+
+
+def test_a_key_with_one_changed_bit_is_refused_or_another_form_of_itself() -> None:
+    body = body_of(operator.OPERATOR, ENROLMENT)
+    for der in flipped(ALICE.der):
+        statement = envelope.sign(operator.OPERATOR, {**body, "key": der.hex()}, AUTHORITY)
+        try:
+            assert operator.verify(statement, AUTHORITY.public).key.der == ALICE.der  # "hybrid" points (X9.62)
+        except EvidenceError:
+            continue
