@@ -47,6 +47,7 @@ ALLOWED = {
         "manager_vm.config",
         "manager_vm.packages",
         "manager_vm.ctl.client",
+        "manager_vm.trust",
     },
 }
 ONLY_IN = {

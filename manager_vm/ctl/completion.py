@@ -11,18 +11,20 @@ _BASH = """_vtpmctl() {{
   for ((i = 1; i < COMP_CWORD; i++)); do
     case ${{COMP_WORDS[i]}} in
       -m|--manager) manager=(-m "${{COMP_WORDS[i+1]}}"); ((i++));;
-      --timeout) ((i++));;
+      --timeout|--key) ((i++));;
       -*) ;;
       *) verb=${{COMP_WORDS[i]}}; break;;
     esac
   done
   case $prev in
-    -m|--manager) mapfile -t COMPREPLY < <(compgen -f -- "$cur"); return;;
+    -m|--manager|--key) mapfile -t COMPREPLY < <(compgen -f -- "$cur"); return;;
     --timeout) return;;
   esac
   case $verb in
     "") mapfile -t COMPREPLY < <(compgen -W "{verbs}" -- "$cur");;
     completion) mapfile -t COMPREPLY < <(compgen -W "{shells}" -- "$cur");;
+    operator) mapfile -t COMPREPLY < <(compgen -W "add remove list" -- "$cur"; compgen -f -- "$cur");;
+    provision) mapfile -t COMPREPLY < <(compgen -f -- "$cur");;
     {named})
       while IFS= read -r name; do
         [[ $name =~ ^[A-Za-z0-9._-]+$ && $name == "$cur"* ]] && COMPREPLY+=("$name")
@@ -38,6 +40,8 @@ _FISH = """complete -c vtpmctl -f
 complete -c vtpmctl -n __fish_use_subcommand -a "{verbs}"
 complete -c vtpmctl -n "__fish_seen_subcommand_from {named}" -a "(vtpmctl --timeout 2 names 2>/dev/null)"
 complete -c vtpmctl -n "__fish_seen_subcommand_from completion" -a "{shells}"
+complete -c vtpmctl -n "__fish_seen_subcommand_from operator" -a "add remove list" -F
+complete -c vtpmctl -n "__fish_seen_subcommand_from provision" -F
 """
 
 SHELLS = ("bash", "zsh", "fish")

@@ -10,8 +10,16 @@ or the directory of a simulated host), an admin socket, or unix:PATH. Verbs mark
 link] go to host.sock beside the admin socket: they are for the program that starts the
 VMs, which alone knows which channel is whose and when a VM was reset.
 
+Verbs marked [signed] need the key of an operator whom the manager's authority has
+enrolled, in a role that reaches as far: admin (everything), operator (create, start,
+stop, destroy, reading), auditor (reading, audit). The key is the file of --key, else of
+VTPM_OPERATOR_KEY, else operator.key in DIR/authority or DIR/../authority (simulated
+hosts and dev). The manager gives a challenge, the key signs challenge, verb and
+arguments; such a request holds once, for a minute, at that manager only.
+
 environment:
-  VTPM_MANAGER   the manager when -m is not given
+  VTPM_MANAGER        the manager when -m is not given
+  VTPM_OPERATOR_KEY   the operator's key when --key is not given
 
 exit codes:
   0 done · 1 other · 2 usage · 3 configuration · 4 manager unreachable · 5 protocol · 6 trust
@@ -29,16 +37,18 @@ examples:
 VERBS = {
     "status": "what the manager is and holds",
     "list": "all vTPMs: state, channel, boot number, whether a guest is live, why something is wrong",
-    "create": "manufacture a vTPM: EKs (RSA-2048, P-256, P-384) and their certificates; it has no power yet",
+    "create": "[signed] manufacture a vTPM: EKs (RSA-2048, P-256, P-384) and their certificates; it has no power yet",
     "show": "one vTPM in full",
-    "start": "resume a stopped vTPM where it was; with --power-on start it anew (PCRs zero)",
-    "stop": "park a vTPM: PCRs, sessions and loaded objects are kept for 'start'",
+    "start": "[signed] resume a stopped vTPM where it was; with --power-on start it anew (PCRs zero)",
+    "stop": "[signed] park a vTPM: PCRs, sessions and loaded objects are kept for 'start'",
     "attach": "[host link] wire a vTPM to a guest's channel and name the running boot of its VM",
     "detach": "[host link] take a vTPM off its channel",
     "boot": "[host link] report that the VM was reset or powered on: boot number N, each applied once",
-    "destroy": "remove a vTPM and its keys for ever",
+    "destroy": "[signed] remove a vTPM and its keys for ever",
     "info": "what the running vTPM says of itself: manufacturer, lockout counter, PCR banks",
     "ek-cert": "an EK certificate, or the CA's, as PEM",
+    "provision": "tell a new manager its authority and first operators: once, by whoever comes first",
+    "operator": "[signed] add or remove an operator by a statement of the authority, or list them",
     "doctor": "what this machine has and lacks",
     "completion": "print shell completion: source <(vtpmctl completion bash)",
     "names": "the names of all vTPMs, one a line",
@@ -115,6 +125,23 @@ examples:
   vtpmctl ek-cert web1 --key ecc-p256 | openssl x509 -noout -text
   vtpmctl ek-cert web1 --ca --out ca.pem && vtpmctl ek-cert web1 --out ek.pem
   openssl verify -CAfile ca.pem ek.pem
+""",
+    "provision": """\
+A manager that has no authority serves nothing but reading. It trusts the first one that
+it is told, and says so in its log; after that only enrolled operators change anything,
+among them who is enrolled. `dev` and the simulated host do this by themselves, with an
+authority in the directory named authority.
+
+example: vtpmctl -m /run/vtpm provision authority.pub alice.json
+""",
+    "operator": """\
+FILE.json is signed by the authority: an enrolment (add) or a removal (remove). A name
+has one key: an enrolment with a higher serial replaces the one before. A removed key
+never comes back. The last admin can only be replaced. 'list' is for every operator.
+
+examples:
+  vtpmctl --key alice.key operator add bob.json
+  vtpmctl operator list
 """,
     "doctor": """\
 Looks at programs, versions, devices and memory of this machine, and at the manager if

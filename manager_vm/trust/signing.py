@@ -9,7 +9,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, utils
 
@@ -37,7 +37,7 @@ class VerifyKey:
         """From SubjectPublicKeyInfo; EvidenceError for anything but a P-256 key."""
         try:
             key = serialization.load_der_public_key(der)
-        except ValueError as error:
+        except (ValueError, UnsupportedAlgorithm) as error:
             raise EvidenceError(f"this is no public key ({error})") from None
         if not isinstance(key, ec.EllipticCurvePublicKey):
             raise EvidenceError("this public key is not of the kind ECDSA P-256")
@@ -48,7 +48,7 @@ class VerifyKey:
         """From a PEM file; ConfigError if there is none."""
         try:
             key = serialization.load_pem_public_key(_read(path))
-        except ValueError:
+        except (ValueError, UnsupportedAlgorithm):
             raise ConfigError(f"{path} holds no public key in PEM form") from None
         if not isinstance(key, ec.EllipticCurvePublicKey):
             raise ConfigError(f"{path} holds a public key that is not of the kind ECDSA P-256")
@@ -93,7 +93,7 @@ class SigningKey:
         """From a PEM file without a passphrase; ConfigError if there is none."""
         try:
             key = serialization.load_pem_private_key(_read(path), None)
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, UnsupportedAlgorithm):
             raise ConfigError(f"{path} holds no private key in PEM form without a passphrase") from None
         if not isinstance(key, ec.EllipticCurvePrivateKey):
             raise ConfigError(f"{path} holds a private key that is not of the kind ECDSA P-256")
