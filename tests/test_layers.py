@@ -46,6 +46,7 @@ ALLOWED = {
         "manager_vm.wire",
         "manager_vm.config",
         "manager_vm.packages",
+        "manager_vm.trust.pcrs",
         "manager_vm.ctl.client",
     },
 }
