@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from manager_vm.ctl import completion, doctor, help, output, wiring
+from manager_vm.ctl import authority, completion, doctor, help, output, wiring
 from manager_vm.ctl.client import Client, sockets
 from manager_vm.ctl.doctor import Level
 from manager_vm.errors import ConfigError, VtpmManagerError
@@ -138,7 +138,13 @@ def _doctor(args: Args) -> int:
 
 
 def _completion(args: Args) -> None:
-    print(completion.script(args.shell, sorted(help.VERBS), _NAMED), end="")
+    print(completion.script(args.shell, sorted(help.VERBS), _NAMED, help.ACTIONS, help.ROLES), end="")
+
+
+def _offline(args: Args) -> int:
+    value, code = authority.run(args)
+    _show(args, value)
+    return code
 
 
 _HANDLERS: dict[str, Callable[[Args], int | None]] = {
@@ -154,6 +160,8 @@ _HANDLERS: dict[str, Callable[[Args], int | None]] = {
     "attach": _attach,
     "destroy": _destroy,
     "ek-cert": _ek_cert,
+    "authority": _offline,
+    "key": _offline,
     "doctor": _doctor,
     "completion": _completion,
     "names": _names,
@@ -187,6 +195,7 @@ def _parser() -> argparse.ArgumentParser:
         for verb, text in help.VERBS.items()
     }
     _add_arguments(made)
+    authority.add_actions(made, common)
     return parser
 
 

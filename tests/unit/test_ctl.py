@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import shlex
 import ssl
 from datetime import datetime
 from pathlib import Path
@@ -98,11 +99,13 @@ def test_every_shell_is_offered_every_verb_and_the_names_of_vtpms(
     script = capsys.readouterr().out
     assert f'"{" ".join(sorted(help.VERBS))}"' in script
     assert "names 2>/dev/null" in script
+    assert all(" ".join(actions) in script for actions in help.ACTIONS.values())
+    assert " ".join(help.ROLES) in script
     assert "{{" not in script and "{verbs}" not in script
 
 
 def test_zsh_gets_the_script_of_bash_behind_its_own_preparation() -> None:
-    bash, zsh = (completion.script(shell, ["list"], ["show"]) for shell in ("bash", "zsh"))
+    bash, zsh = (completion.script(shell, ["list"], ["show"], {"key": ["new"]}, ["admin"]) for shell in ("bash", "zsh"))
     assert zsh.endswith(bash)
     assert zsh.removesuffix(bash).startswith("autoload -U +X bashcompinit && bashcompinit")
 
@@ -417,6 +420,12 @@ def test_a_wrong_command_line_is_exit_code_2(capsys: pytest.CaptureFixture[str])
         ["boot", "web", "one"],
         ["ek-cert", "web", "--key", "dsa"],
         ["completion", "sh"],
+        ["authority"],
+        ["authority", "fly"],
+        ["authority", "approve", "d"],
+        ["authority", "revoke", "d", "--number", "1", "--below", "2", "--reason", "r"],
+        ["authority", "enroll", "d", "--operator", "a", "--key", "k", "--role", "king"],
+        ["key", "new"],
     ):
         with pytest.raises(SystemExit) as ended:
             main.main(argv)
@@ -442,20 +451,36 @@ def test_a_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str]) -
     assert text.endswith(" ".join(help.DETAILS.get(verb, "").split()))
 
 
+ACTIONS = [(verb, action) for verb, actions in help.ACTIONS.items() for action in actions]
+
+
+@pytest.mark.parametrize(("verb", "action"), ACTIONS)
+def test_an_action_explains_itself(verb: str, action: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = help_of(capsys, verb, action)
+    sentence, details = help.ACTIONS[verb][action]
+    assert text.startswith(f"usage: vtpmctl {verb} {action} ")
+    assert f"{sentence[0].upper()}{sentence[1:]}." in text
+    assert text.endswith(" ".join(details.split()))
+    assert f" {action} {sentence}" in help_of(capsys, verb)
+
+
 def examples() -> list[str]:
     """The arguments of every vtpmctl in the texts of the help: up to two blanks, a pipe, an "&" or a bracket."""
-    text = "\n".join([help.EPILOG, *help.VERBS.values(), *help.DETAILS.values()])
+    actions = [text for each in help.ACTIONS.values() for texts in each.values() for text in texts]
+    text = "\n".join([help.EPILOG, *help.VERBS.values(), *help.DETAILS.values(), *actions])
     return re.findall(r"vtpmctl (.+?)(?=  | [|&]|[)\n])", text)
 
 
 @pytest.mark.parametrize("line", examples())
 def test_an_example_of_the_help_is_a_command_line_that_is_understood(line: str) -> None:
-    assert main._parser().parse_args(line.split()).verb in help.VERBS
+    assert main._parser().parse_args(shlex.split(line)).verb in help.VERBS
 
 
 def test_the_examples_were_found() -> None:
-    assert len(examples()) >= 9
-    assert {line.split()[0] for line in examples()} >= {"-m", "attach", "ek-cert", "create", "completion"}
+    assert len(examples()) >= 22
+    assert {line.split()[0] for line in examples()} >= {"-m", "attach", "ek-cert", "create", "completion", "key"}
+    acted = {tuple(line.split()[:2]) for line in examples()}
+    assert acted >= {(verb, action) for verb, actions in help.ACTIONS.items() for action in actions}
 
 
 # -- doctor ---------------------------------------------------------------------------------------------------
