@@ -29,4 +29,3 @@ class Platform:
         self.tpm.close()
         if self._standin is not None:
             self._standin.close()
-

@@ -1,7 +1,7 @@
 """What the daemon tells systemd, and what systemd keeps for it (sd_notify(3), sd_pid_notify_with_fds(3)).
 
-A descriptor in systemd's store outlives the daemon, not the VM: so a secret in an anonymous file (memfd_create(2)) reaches
-the daemon's successor in the same boot without touching a disk.
+A descriptor in systemd's store outlives the daemon, not the VM: so a secret in an anonymous file (memfd_create(2))
+reaches the daemon's successor in the same boot without touching a disk.
 """
 
 from __future__ import annotations

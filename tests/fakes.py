@@ -12,7 +12,7 @@ DIGEST_SIZE = 32
 
 
 class FileAnchor:
-    """An anchor in a file (digest || erase secret): what the manifest asks of one, its crashes and power losses included."""
+    """An anchor in a file (digest || erase secret), with the crashes and power losses of one."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

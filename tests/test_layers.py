@@ -16,12 +16,13 @@ LAYERS = (
     {"manager_vm.__main__"},
     {"manager_vm.daemon"},
     {"manager_vm.boot"},
+    {"manager_vm.provision", "manager_vm.platform"},
     {"manager_vm.server"},
     {"manager_vm.vtpm"},
     {"manager_vm.keys"},
     {"manager_vm.store", "manager_vm.vchan"},
     {"manager_vm.protocol", "manager_vm.trust"},
-    {"manager_vm.wire", "manager_vm.crypto", "manager_vm.config", "manager_vm.packages"},
+    {"manager_vm.wire", "manager_vm.crypto", "manager_vm.config", "manager_vm.packages", "manager_vm.systemd"},
     {"manager_vm.errors"},
 )
 ALLOWED = {
@@ -46,6 +47,7 @@ ALLOWED = {
         "manager_vm.wire",
         "manager_vm.config",
         "manager_vm.packages",
+        "manager_vm.trust.pcrs",
         "manager_vm.ctl.client",
         "manager_vm.trust",
     },

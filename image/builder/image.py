@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from image import measure
 from image.builder import initrd, packages, root, tree
 from image.builder.kinds import CMDLINE, DIST, Kind
 from image.builder.root import Verity
@@ -43,16 +44,19 @@ class ImageBuild:
         key = key_of([self._profile, versions, self._tools.versions(), own, sources, *places])
         if self._builder.is_fresh(self._step, key, *(target / name for name in (*_FILES, "image.json"))):
             self._builder.say(f"{self._step}: unchanged")
+            self._predict(target)
             return
         self._builder.begin(self._step)
         # beside its target, so that finished files are renamed there
         target.mkdir(parents=True, exist_ok=True)
-        (target / "image.json").unlink(missing_ok=True)
+        for name in ("image.json", "pcrs.json"):
+            (target / name).unlink(missing_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{self._kind.name}-") as folder:
             self._assemble(Path(folder), tar, additions)
             for name in (*_FILES, "image.json"):
                 (Path(folder) / name).rename(target / name)
         self._builder.done(self._step, key)
+        self._predict(target)
         self._builder.say(f"{self._step}: {target}")
 
     def _additions(self) -> list[tree.Addition]:
@@ -110,3 +114,9 @@ class ImageBuild:
             "sha256": {name: sha256_of(folder / name) for name in _FILES},
         }
         (folder / "image.json").write_text(json.dumps(described, indent=2) + "\n")
+
+    def _predict(self, target: Path) -> None:
+        """Write the expected PCR values each time: they depend on measure.py, which no image does."""
+        pending = target / "pcrs.json.tmp"
+        pending.write_text(measure.report(target))
+        pending.rename(target / "pcrs.json")

@@ -90,9 +90,15 @@ class Keyslot:
         return slot
 
     def open(self, approvals: Sequence[Approval], complaints: Sequence[str] = ()) -> RootKey:
-        """Unseal with the approval that fits, then cap: nobody unseals again before the platform's next reset.
+        """Unseal, then cap: nobody unseals again before the platform's next reset."""
+        root = self.unseal(approvals, complaints)
+        sealing.cap(self._connection)
+        return root
 
-        UnsealError says why no approval fits; ``complaints``: files that are no approvals, for its text.
+    def unseal(self, approvals: Sequence[Approval], complaints: Sequence[str] = ()) -> RootKey:
+        """The root key, by the newest approval that fits what has booted.
+
+        UnsealError says why none does; ``complaints``: about files that are no approvals, for its text.
         """
         slot = self.pin()
         values = sealing.read_pcrs(self._connection)
@@ -100,12 +106,9 @@ class Keyslot:
         refused = list(complaints)
         for approval in sorted(fitting, key=lambda each: -each.number):
             try:
-                root = RootKey(sealing.unseal(self._connection, slot.sealed, slot.authority, approval))
+                return RootKey(sealing.unseal(self._connection, slot.sealed, slot.authority, approval))
             except HardwareTpmError as error:
                 refused.append(_refusal(approval, error))
-                continue
-            sealing.cap(self._connection)
-            return root
         if not fitting:
             refused.append(_difference(approvals, values))
         raise UnsealError("the root key stays sealed: " + "; ".join(refused))
