@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from manager_vm.ctl import offline_help
 from manager_vm.errors import ConfigError, EvidenceError
 from manager_vm.trust import approval, envelope, operator, policy
 from manager_vm.trust.authority import AuthorityDirectory, read_statement
