@@ -386,7 +386,7 @@ PCR_FILES = [
     json.dumps({**TOLD, "bank": "sha1"}),
     *(
         json.dumps({"bank": "sha256", "pcrs": pcrs})
-        for pcrs in ([], {"4": 1}, {"x": "00"}, {"4": "zz"}, {"4": "00"}, {"4": None})
+        for pcrs in ("", {"4": 1}, {"x": "00"}, {"4": "zz"}, {"4": "00"}, {"4": None})
     ),
     json.dumps({"bank": "sha256", "pcrs": {str(pcr): "00" * 32 for pcr in (0, *PCRS)}}),
 ]
