@@ -18,6 +18,8 @@ Run a manager in this process, no VM. Prints READY when it serves.
   DIR/host.sock           host link            (attach, detach, boot)
   DIR/channels/NAME.sock  a guest's channel    python -m guest_frontend pipe unix:DIR/channels/NAME.sock
   DIR/state               what the state disk of an appliance holds
+  DIR/../authority        made if missing (mode 0700): the authority of all managers in that folder, and an operator
+                          whose key vtpmctl uses by itself
 
 SIGTERM and SIGINT park every vTPM; the next start resumes them.
 """

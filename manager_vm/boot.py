@@ -10,7 +10,6 @@ import logging
 import os
 import stat
 from dataclasses import dataclass
-from pathlib import Path
 
 from manager_vm import packages
 from manager_vm.config import Config
@@ -18,6 +17,7 @@ from manager_vm.errors import ConfigError, RollbackError
 from manager_vm.keys.anchor import FileAnchor
 from manager_vm.keys.ek_ca import EkCa
 from manager_vm.keys.keyslot import KeyFile
+from manager_vm.server import provision
 from manager_vm.store import atomic
 from manager_vm.store.manifest import Manifest
 from manager_vm.store.records import Contents
@@ -35,6 +35,7 @@ _PATIENCE = 130.0  # seconds an operator's verb waits for a command that execute
 class Opened:
     """What boot hands to the daemon. ``lock_fd`` is held until the process ends."""
 
+    manifest: Manifest
     registry: Registry
     warnings: list[str]
     lock_fd: int
@@ -46,7 +47,7 @@ def open_manager(config: Config) -> Opened:
     _make_directories(config)
     lock_fd = atomic.lock_directory(config.state_dir)
     atomic.remove_temporaries(config.state_dir)
-    manifest = _open_manifest(config.state_dir)
+    manifest = _open_manifest(config)
     contents = manifest.contents
     _check_uids(config, contents)
     registry = Registry(
@@ -58,7 +59,7 @@ def open_manager(config: Config) -> Opened:
         patience=_PATIENCE,
     )
     registry.recover()
-    return Opened(registry, warnings, lock_fd)
+    return Opened(manifest, registry, warnings, lock_fd)
 
 
 def _check_programs(config: Config) -> list[str]:
@@ -94,17 +95,29 @@ def _own_uids(config: Config) -> bool:
     return os.geteuid() == 0 and config.uid_base > 0
 
 
-def _open_manifest(directory: Path) -> Manifest:
+def _open_manifest(config: Config) -> Manifest:
+    directory = config.state_dir
     keyslot, anchor = KeyFile(directory / "rootkey"), FileAnchor(directory / "anchor")
     if anchor.exists() or (directory / "manifest").exists():
-        return Manifest.load(directory, keyslot.open(), anchor)
+        manifest = Manifest.load(directory, keyslot.open(), anchor)
+        manifest.commit(lambda contents: _provisioned(contents, config))
+        return manifest
     if any(any((directory / part).iterdir()) for part in ("blobs", "runs")):
         raise RollbackError(f"{directory} holds vTPMs but no manifest and no anchor; restore the newest state disk")
     log.info("empty state directory %s: making a root key, a CA and the first manifest", directory)
     root = keyslot.open() if keyslot.exists() else keyslot.create()
     ca = EkCa.create("vTPM manager EK CA")
     first = Contents(serial=1, ca_certificate=ca.certificate, ca_key=ca.private_bytes())
-    return Manifest.create(directory, root, anchor, first)
+    return Manifest.create(directory, root, anchor, _provisioned(first, config))
+
+
+def _provisioned(contents: Contents, config: Config) -> Contents:
+    """``dev`` has an authority of its own machine; every other manager waits for 'provision'."""
+    if contents.authority or config.authority_dir is None:
+        return contents
+    new = provision.from_directory(contents, config.authority_dir)
+    provision.announce(new)
+    return new
 
 
 def _disk(config: Config) -> Disk:

@@ -18,7 +18,8 @@ class Config:
     vTPMs, one each (0 = all run as the manager's own user, for a manager that is not root). ``command_deadline``:
     seconds after which a vTPM that does not answer is killed. ``strict``: refuse known-vulnerable swtpm and libtpms
     instead of warning. ``own_host``: this process is its own host side (``dev``): it names the running boot of
-    every wired vTPM itself.
+    every wired vTPM itself. ``authority_dir``: an authority of this machine, made if there is none, that the manager
+    takes as its own when it has none (``dev``).
     """
 
     state_dir: Path
@@ -32,6 +33,7 @@ class Config:
     vtpm_memory_mib: int = 256
     strict: bool = True
     own_host: bool = False
+    authority_dir: Path | None = None
 
 
 def load(path: Path) -> Config:
@@ -55,6 +57,7 @@ def for_dev(directory: Path, *, root: bool) -> Config:
         uid_base=200_000 if root else 0,
         strict=False,
         own_host=True,
+        authority_dir=directory.parent / "authority",
     )
 
 
@@ -74,6 +77,7 @@ def _from_table(table: dict[str, Any], path: Path) -> Config:
 
 _TYPES: dict[str, tuple[type, ...]] = {
     "Path": (str,),
+    "Path | None": (str,),
     "str": (str,),
     "int": (int,),
     "float": (int, float),

@@ -15,12 +15,13 @@ from manager_vm import boot
 from manager_vm.config import Config
 from manager_vm.errors import LocalProtocolError, VtpmManagerError
 from manager_vm.protocol.lifecycle import State
+from manager_vm.server.desk import Desk
 from manager_vm.server.links import Perform, open_link
-from manager_vm.server.verbs import ADMIN, HOST, Verbs
+from manager_vm.server.verbs import HOST, Verbs
 from manager_vm.server.watch import Watch
 from manager_vm.server.wiring import Wiring
 from manager_vm.vtpm.registry import Registry
-from manager_vm.wire.admin import Request
+from manager_vm.wire.admin import Request, SignedRequest
 
 log = logging.getLogger(__name__)
 
@@ -41,10 +42,10 @@ def run(config: Config, *, announce: bool = False) -> None:
         if config.own_host:
             wiring.reopen()
             _name_running_boots(opened.registry)
-        verbs = Verbs(registry, wiring, config, opened.warnings)
+        verbs = Verbs(opened.manifest, registry, wiring, config, opened.warnings)
         host_link = open_link(config.host_link, _guarded(lambda request: verbs.perform(HOST, request)))
         tasks.callback(host_link.close)
-        admin_link = open_link(config.admin, _guarded(lambda request: verbs.perform(ADMIN, request)))
+        admin_link = open_link(config.admin, _guarded(Desk(opened.manifest, verbs).perform))
         tasks.callback(admin_link.close)
         _ready(announce)
         tasks.callback(wiring.hasten, _GRACE)  # the first thing at every end
@@ -101,13 +102,13 @@ def _name_running_boots(registry: Registry) -> None:
 def _guarded(perform: Perform) -> Perform:
     """A defect ends one request, never the link that all others come through."""
 
-    def guarded(request: Request) -> object:
+    def guarded(request: Request | SignedRequest) -> object:
         try:
             return perform(request)
         except VtpmManagerError:
             raise
         except Exception as error:
-            log.exception("request %s", request.verb)
+            log.exception("request %s", request.verb if isinstance(request, Request) else "(signed)")
             raise LocalProtocolError(f"a defect of the manager ended this request ({error!r}); see its log") from error
 
     return guarded

@@ -40,9 +40,8 @@ class ImageBuild:
         versions = tar.with_suffix(".versions").read_text()
         own = key_of_files(Path(__file__).parent.glob("*"), self._builder.layout.source)
         sources = key_of_files((each.source for each in additions), self._builder.layout.source)
-        key = key_of(
-            [self._profile, versions, self._tools.versions(), own, sources, *(each.place for each in additions)]
-        )
+        places = [each.place + each.link for each in additions]
+        key = key_of([self._profile, versions, self._tools.versions(), own, sources, *places])
         if self._builder.is_fresh(self._step, key, *(target / name for name in (*_FILES, "image.json"))):
             self._builder.say(f"{self._step}: unchanged")
             self._predict(target)
@@ -63,10 +62,10 @@ class ImageBuild:
     def _additions(self) -> list[tree.Addition]:
         """Overlays, modules, other files; a later one takes the place of an earlier one."""
         source = self._builder.layout.source
-        found = [
-            *tree.additions(source / "image/overlay/common"),
-            *tree.additions(source / "image/overlay" / self._kind.name),
-        ]
+        found: list[tree.Addition] = []
+        for name in ("common", self._kind.name):
+            found += tree.additions(source / "image/overlay" / name)
+            found += tree.links(source / "image/overlay" / f"{name}.links")
         for part in self._kind.code:
             found += [each for each in tree.additions(source / part, f"{DIST}/{part}") if each.source.suffix == ".py"]
         found += [tree.Addition(source / part, place) for part, place in self._kind.files]

@@ -1,7 +1,7 @@
 """A simulated hypervisor host: its hardware TPM, its manager VM, its guests and the wires between them.
 
 ``DIR/admin.sock`` and ``DIR/host.sock`` are the manager's links (``vtpmctl -m DIR``). Everything else lies below
-DIR/manager, DIR/hwtpm and DIR/guests. What a Host starts ends with it.
+DIR/manager, DIR/hwtpm, DIR/guests and DIR/authority. What a Host starts ends with it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from image.host import accel, wires
 from image.host.guest import Guest
@@ -23,6 +24,7 @@ from image.host.saved import Saved
 from image.host.vm import Vm
 from image.host.wires import Carrier
 from manager_vm.errors import HostError, StateError, VtpmManagerError
+from manager_vm.trust import local
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +73,7 @@ class Host:
     def start_manager(self, saved: Saved | None = None) -> Vm:
         """Power on (or restore) the manager VM, wait until it serves, wire all guests that there are."""
         if saved is not None:
-            saved.copy_disks(self.directory / "state.img", self.directory / "manager/variables.fd")
+            saved.copy_disks(self.directory / "state.img", self.directory / "manager/variables.fd", self.authority)
         elif not (self.directory / "state.img").exists():
             with open(self.directory / "state.img", "xb") as disk:
                 os.truncate(disk.fileno(), STATE_DISK)
@@ -82,11 +84,25 @@ class Host:
             spec = self.manager_spec(self._hwtpm.socket)
             self.manager = Vm(spec, self.accelerator, restore=saved.memory if saved else None)
             self.manager.go()
-            self._started = self.links.wait_serving(self.manager.check, _BOOT)["started"]
+            status = self.links.wait_serving(self.manager.check, _BOOT)
+            self._started = status["started"]
+            self._provision(status)
             for guest in self.guests.values():
                 self._plug_manager(guest)
             self._await_wired(_ATTACH)
         return self.manager
+
+    @property
+    def authority(self) -> Path:
+        """Directory of this host's authority and its operator, made when a manager needs one."""
+        return self.directory / local.DIRECTORY
+
+    def _provision(self, status: dict[str, Any]) -> None:
+        """Have the key that drives the manager; one that has no authority yet gets ours."""
+        found = local.open_or_make(self.authority)
+        self.links.key = found.operator
+        if not status["authority"]:
+            self.links.admin("provision", authority=found.public.der, operators=[found.enrolment])
 
     @property
     def hwtpm_pid(self) -> int:

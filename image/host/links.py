@@ -11,6 +11,7 @@ from typing import Any
 
 from manager_vm.ctl.client import Client
 from manager_vm.errors import UnreachableError, VtpmManagerError
+from manager_vm.trust.signing import SigningKey
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +27,7 @@ class Links:
     def __init__(self, directory: Path) -> None:
         self.admin_socket = directory / "admin.sock"
         self.host_socket = directory / "host.sock"
+        self.key: SigningKey | None = None  # the operator's
         self._closed = threading.Event()
         self._locks = {self.admin_socket: threading.Lock(), self.host_socket: threading.Lock()}
 
@@ -35,8 +37,8 @@ class Links:
         return (ADMIN_PORT, self.admin_socket), (HOST_PORT, self.host_socket)
 
     def admin(self, verb: str, *, timeout: float = 180.0, **args: Any) -> Any:
-        """An operator's request."""
-        return self._call(self.admin_socket, verb, timeout, args)
+        """An operator's request, signed with ``key``."""
+        return self._call(self.admin_socket, verb, timeout, args, self.key)
 
     def host(self, verb: str, *, timeout: float = _CALL, **args: Any) -> Any:
         """A request of the host side."""
@@ -72,6 +74,8 @@ class Links:
         """Give up whatever is repeated."""
         self._closed.set()
 
-    def _call(self, socket: Path, verb: str, timeout: float, args: dict[str, Any]) -> Any:
-        with self._locks[socket], Client.connect(socket, timeout) as client:
+    def _call(
+        self, socket: Path, verb: str, timeout: float, args: dict[str, Any], key: SigningKey | None = None
+    ) -> Any:
+        with self._locks[socket], Client.connect(socket, timeout, key) as client:
             return client.call(verb, **args)

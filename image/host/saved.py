@@ -29,8 +29,10 @@ class Saved:
     def memory(self) -> Path:
         return self.directory / "memory"
 
-    def copy_disks(self, state: Path, variables: Path) -> None:
-        """Put copies of the disks where the restored VM will look for them."""
+    def copy_disks(self, state: Path, variables: Path, authority: Path) -> None:
+        """Put copies of the disks where the restored VM will look for them, and the authority that it knows."""
+        if (self.directory / authority.name).exists():
+            shutil.copytree(self.directory / authority.name, authority)
         variables.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         for name, target in (("state.img", state), ("variables.fd", variables)):
             if (self.directory / name).exists():
@@ -51,8 +53,10 @@ def find(store: Path, spec: VmSpec, accelerator: str, make: Callable[[Path], Non
     return Saved(directory)
 
 
-def save(vm: Vm, target: Path) -> None:
-    """Save a running VM into ``target``; it stays stopped."""
+def save(vm: Vm, target: Path, authority: Path | None = None) -> None:
+    """Save a running VM into ``target``; it stays stopped. ``authority``: the directory of who may drive it."""
+    if authority is not None:
+        shutil.copytree(authority, target / authority.name)
     vm.save(target / "memory.part")
     if vm.spec.state_disk is not None:
         _copy(vm.spec.state_disk, target / "state.img")

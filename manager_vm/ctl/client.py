@@ -15,6 +15,8 @@ from types import TracebackType
 from typing import Any
 
 from manager_vm.errors import ConfigError, RemoteProtocolError, UnreachableError
+from manager_vm.trust import local, request, rules
+from manager_vm.trust.signing import SigningKey
 from manager_vm.wire import admin, framing
 
 OnProgress = Callable[[admin.Progress], None]
@@ -24,17 +26,18 @@ _CHUNK = 65536
 
 
 class Client:
-    """One connection. ``timeout``: seconds for the reply to one request."""
+    """One connection. ``timeout``: seconds for the reply to one request. ``key``: signs what an operator must sign."""
 
-    def __init__(self, connection: socket.socket, path: Path, timeout: float) -> None:
+    def __init__(self, connection: socket.socket, path: Path, timeout: float, key: SigningKey | None = None) -> None:
         self._socket = connection
         self._path = path
         self._timeout = timeout
+        self._key = key
         self._decoder = framing.Decoder(admin.MAX_BODY, resync=True)
         self._next_id = int.from_bytes(os.urandom(7), "little")
 
     @classmethod
-    def connect(cls, path: Path, timeout: float = DEFAULT_TIMEOUT) -> Client:
+    def connect(cls, path: Path, timeout: float = DEFAULT_TIMEOUT, key: SigningKey | None = None) -> Client:
         """Connect to the UNIX socket; UnreachableError says what to start."""
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         connection.settimeout(timeout)
@@ -45,15 +48,23 @@ class Client:
             raise UnreachableError(
                 f"no manager answers at {path} ({error.strerror or error}); start it, or name another one with -m"
             ) from None
-        return cls(connection, path, timeout)
+        return cls(connection, path, timeout, key)
 
     def call(self, verb: str, on_progress: OnProgress | None = None, **args: Any) -> Any:
         """The result of one request; the manager's error is raised as the class it has there."""
+        if self._key is None or not rules.is_signed(verb):
+            return self._exchange(admin.Request(self._new_id(), verb, args), on_progress)
+        challenge = self._exchange(admin.Request(self._new_id(), "challenge"), None)
+        return self._exchange(request.sign(self._new_id(), self._key, challenge, verb, args), on_progress)
+
+    def _new_id(self) -> int:
         self._next_id = (self._next_id + 1) & (1 << 62) - 1
-        request = admin.Request(self._next_id, verb, args)
+        return self._next_id
+
+    def _exchange(self, message: admin.Request | admin.SignedRequest, on_progress: OnProgress | None) -> Any:
         try:
-            self._socket.sendall(framing.encode(admin.to_frame(request)))
-            return self._reply(request.id, on_progress)
+            self._socket.sendall(framing.encode(admin.to_frame(message)))
+            return self._reply(message.id, on_progress)
         except OSError as error:
             raise UnreachableError(
                 f"the manager at {self._path} does not answer ({error}); is it still starting?"
@@ -108,3 +119,9 @@ def sockets(where: str) -> tuple[Path, Path]:
     if is_directory:
         return path / "admin.sock", path / "host.sock"
     return path, path.with_name("host.sock")
+
+
+def operator_key(named: str, admin_socket: Path) -> SigningKey | None:
+    """The key to sign with: the file ``named``, or that of the manager's own machine; None if there is neither."""
+    path = Path(named) if named else local.operator_key(admin_socket.absolute().parent)
+    return SigningKey.load(path) if path is not None else None

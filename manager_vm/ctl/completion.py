@@ -13,13 +13,13 @@ _BASH = """_vtpmctl() {{
   for ((i = 1; i < COMP_CWORD; i++)); do
     case ${{COMP_WORDS[i]}} in
       -m|--manager) manager=(-m "${{COMP_WORDS[i+1]}}"); ((i++));;
-      --timeout) ((i++));;
+      --timeout|--key) ((i++));;
       -*) ;;
       *) verb=${{COMP_WORDS[i]}}; break;;
     esac
   done
   case $prev in
-    -m|--manager) mapfile -t COMPREPLY < <(compgen -f -- "$cur"); return;;
+    -m|--manager|--key) mapfile -t COMPREPLY < <(compgen -f -- "$cur"); return;;
     --timeout) return;;
   esac
   case $verb in
@@ -35,6 +35,8 @@ _BASH = """_vtpmctl() {{
   case $verb in
     "") mapfile -t COMPREPLY < <(compgen -W "{verbs}" -- "$cur");;
     completion) mapfile -t COMPREPLY < <(compgen -W "{shells}" -- "$cur");;
+    operator) mapfile -t COMPREPLY < <(compgen -W "add remove list" -- "$cur"; compgen -f -- "$cur");;
+    provision) mapfile -t COMPREPLY < <(compgen -f -- "$cur");;
     {named})
       while IFS= read -r name; do
         [[ $name =~ ^[A-Za-z0-9._-]+$ && $name == "$cur"* ]] && COMPREPLY+=("$name")
@@ -53,6 +55,8 @@ complete -c vtpmctl -n __fish_use_subcommand -a "{verbs}"
 complete -c vtpmctl -n "__fish_seen_subcommand_from {named}; and not __fish_seen_subcommand_from {offline}" \\
   -a "(vtpmctl --timeout 2 names 2>/dev/null)"
 complete -c vtpmctl -n "__fish_seen_subcommand_from completion" -a "{shells}"
+complete -c vtpmctl -n "__fish_seen_subcommand_from operator" -a "add remove list" -F
+complete -c vtpmctl -n "__fish_seen_subcommand_from provision" -F
 """
 
 _FISH_ACTIONS = """complete -c vtpmctl -n "__fish_seen_subcommand_from {verb}" -F

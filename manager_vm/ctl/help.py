@@ -11,8 +11,16 @@ link] go to host.sock beside the admin socket: they are for the program that sta
 VMs, which alone knows which channel is whose and when a VM was reset. Verbs marked
 [offline] ask no manager: they work on files of the machine where the authority's key is.
 
+Verbs marked [signed] need the key of an operator whom the manager's authority has
+enrolled, in a role that reaches as far: admin (everything), operator (create, start,
+stop, destroy, reading), auditor (reading, audit). The key is the file of --key, else of
+VTPM_OPERATOR_KEY, else operator.key in DIR/authority or DIR/../authority (simulated
+hosts and dev). The manager gives a challenge, the key signs challenge, verb and
+arguments; such a request holds once, for a minute, at that manager only.
+
 environment:
-  VTPM_MANAGER   the manager when -m is not given
+  VTPM_MANAGER        the manager when -m is not given
+  VTPM_OPERATOR_KEY   the operator's key when --key is not given
 
 exit codes:
   0 done · 1 other · 2 usage · 3 configuration · 4 manager unreachable · 5 protocol · 6 trust
@@ -30,18 +38,20 @@ examples:
 VERBS = {
     "status": "what the manager is and holds",
     "list": "all vTPMs: state, channel, boot number, whether a guest is live, why something is wrong",
-    "create": "manufacture a vTPM: EKs (RSA-2048, P-256, P-384) and their certificates; it has no power yet",
+    "create": "[signed] manufacture a vTPM: EKs (RSA-2048, P-256, P-384) and their certificates; it has no power yet",
     "show": "one vTPM in full",
-    "start": "resume a stopped vTPM where it was; with --power-on start it anew (PCRs zero)",
-    "stop": "park a vTPM: PCRs, sessions and loaded objects are kept for 'start'",
+    "start": "[signed] resume a stopped vTPM where it was; with --power-on start it anew (PCRs zero)",
+    "stop": "[signed] park a vTPM: PCRs, sessions and loaded objects are kept for 'start'",
     "attach": "[host link] wire a vTPM to a guest's channel and name the running boot of its VM",
     "detach": "[host link] take a vTPM off its channel",
     "boot": "[host link] report that the VM was reset or powered on: boot number N, each applied once",
-    "destroy": "remove a vTPM and its keys for ever",
+    "destroy": "[signed] remove a vTPM and its keys for ever",
     "info": "what the running vTPM says of itself: manufacturer, lockout counter, PCR banks",
     "ek-cert": "an EK certificate, or the CA's, as PEM",
     "authority": "[offline] sign what managers must know: which images may unseal, who operates them",
     "key": "[offline] make a signature key",
+    "provision": "tell a new manager its authority and first operators: once, by whoever comes first",
+    "operator": "[signed] add or remove an operator by a statement of the authority, or list them",
     "doctor": "what this machine has and lacks",
     "completion": "print shell completion: source <(vtpmctl completion bash)",
     "names": "the names of all vTPMs, one a line",
@@ -123,7 +133,8 @@ examples:
 The authority is a signature key (ECDSA, P-256) in a directory that only its owner can
 open. Keep that directory off the hosts and copy it: who has its key decides which images
 managers unseal for, and nobody can replace it. Files that it signs are public, and
-worthless if changed: bring them to a manager by any way.
+worthless if changed: they may travel any way. A directory named authority that `dev` or a
+simulated host has made can be used as well.
 
 --help behind an action explains it. Order of things:
   vtpmctl authority init /media/stick/authority
@@ -136,6 +147,23 @@ worthless if changed: bring them to a manager by any way.
 
 example: vtpmctl key new alice.key
 """,
+    "provision": """\
+A manager that has no authority serves nothing but reading. It trusts the first one that
+it is told, and says so in its log; after that only enrolled operators change anything,
+among them who is enrolled. `dev` and the simulated host do this by themselves, with an
+authority in the directory named authority.
+
+example: vtpmctl -m /run/vtpm provision authority.pub alice.json
+""",
+    "operator": """\
+FILE.json is signed by the authority: an enrolment (add) or a removal (remove). A name
+has one key: an enrolment with a higher serial replaces the one before. A removed key
+never comes back. The last admin can only be replaced. 'list' is for every operator.
+
+examples:
+  vtpmctl --key alice.key operator add bob.json
+  vtpmctl operator list
+""",
     "doctor": """\
 Looks at programs, versions, devices and memory of this machine, and at the manager if
 -m names one. Each finding is ok, warn or fail; warn and fail come with a remedy. Exit
@@ -146,128 +174,4 @@ examples:
   source <(vtpmctl completion bash)                 also zsh
   vtpmctl completion fish | source
 """,
-}
-
-# what an operator with this role may ask for
-ROLES = {
-    "admin": "everything",
-    "operator": "create, start, stop, destroy; reading",
-    "auditor": "reading; the audit log",
-}
-
-# verb -> its second word -> (a line, what --help adds)
-ACTIONS = {
-    "authority": {
-        "init": (
-            "make an authority: a directory with a new key",
-            """\
-DIR must be new, or empty and open to nobody else. It gets mode 0700 and holds
-
-  authority.key    the private key (PEM, mode 0600, no passphrase: keep DIR on an encrypted
-                   or removable disk)
-  authority.pub    the public key, for managers and verifiers
-  approvals/       N.json: approval number N
-  revocations/     N.json, in the order in which they were made
-  operators/       NAME.json: who is enrolled
-  removals/        who was removed
-
-Delete nothing in it: it is the record of what is used up. An existing authority is never
-overwritten (exit code 3).
-
-example: vtpmctl authority init /media/stick/authority
-""",
-        ),
-        "approve": (
-            "sign that a manager in this image may unseal its root key",
-            """\
-Binds the SHA-256 PCRs 4, 9, 11, 12 and 13 as they are when the image has booted. PCR 11
-is taken before the manager caps it; after_cap is what quotes of a serving manager show.
---image DIR reads pcrs.json and image.json that './build.sh image' has left there, and
-refuses them if uki.efi beside them is another one.
-
-Each approval has a number of its own from 0 to 63, a bit in the revocation index of every
-hardware TPM; it is never used again. The default is above all numbers used before, so that
-'revoke --below' means all older images. After 64 approvals an authority can make no more.
-
-Writes DIR/approvals/N.json.
-
-examples:
-  vtpmctl authority approve authority --image build/image/manager-production --name release-7
-  /usr/bin/python3 -m image.measure build/image/manager --json > pcrs.json
-  vtpmctl authority approve authority --pcrs pcrs.json --name 'release 7'
-""",
-        ),
-        "revoke": (
-            "sign that approvals are void",
-            """\
-Once a manager has taken it over, its hardware TPM refuses those images, for ever: a bit of
-the revocation index is never cleared. A manager that runs goes on until its next start.
-'left' lists the approvals that are still good; if there are none, no manager starts again
-before another image is approved. A number that was not used yet is lost as well.
-
-Writes DIR/revocations/N.json, N counting from 0.
-
-examples:
-  vtpmctl authority revoke authority --number 3 5 --reason CVE-2026-1234
-  vtpmctl authority revoke authority --below 7 --reason 'minimum version 7'
-""",
-        ),
-        "enroll": (
-            "sign who may operate managers: a name, a key, a role",
-            """\
-Roles:
-  admin       everything
-  operator    create, start, stop, destroy; reading
-  auditor     reading; the audit log
-
---key is a public key: the operator makes it with 'key new' and keeps the private
-one. Enrolling the same name and key again changes the role. A name with another key, a key
-with another name, and a key that was removed are refused (exit code 3).
-
-Writes DIR/operators/NAME.json.
-
-example: vtpmctl authority enroll authority --operator alice --key alice.key.pub --role operator
-""",
-        ),
-        "remove": (
-            "sign that an operator's key is void",
-            """\
-The key is void for ever; the name may be enrolled again with a new key. Managers obey the
-old key until they have taken the removal over.
-
-Writes DIR/removals/KEY-ID.json; the enrolment moves to KEY-ID.enrolment.json beside it.
-
-example: vtpmctl authority remove authority --operator alice --reason left
-""",
-        ),
-        "show": (
-            "what a signed file says, and whether the signature is good",
-            """\
-verdict begins with 'verified' or with 'NOT verified' and the cause. Without --authority
-nothing is verified, and the exit code is 0: believe nothing of it. With --authority the
-exit code is 6 if the file is not what that authority signed. With --json both print one
-object; its member "verified" is true or false.
-
-"statement" is what stands in the file, "meaning" what follows from it once verified: the
-policy that an approval authorises, the one that root keys are sealed under, PCR 11 after
-the cap; the numbers that a revocation voids; what an operator may do.
-
-examples:
-  vtpmctl authority show authority/approvals/0.json --authority authority/authority.pub
-  vtpmctl authority show 0.json --authority authority.pub --json | jq .verified
-""",
-        ),
-    },
-    "key": {
-        "new": (
-            "make a signature key: FILE and FILE.pub",
-            """\
-ECDSA on P-256, as PEM without a passphrase: FILE (mode 0600) is the private key, FILE.pub
-the public one, to be enrolled by the authority. Existing files are never overwritten (exit
-code 3).
-
-example: vtpmctl key new alice.key
-""",
-        ),
-    },
 }

@@ -11,10 +11,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from manager_vm.ctl import authority, completion, doctor, help, output, wiring
-from manager_vm.ctl.client import Client, sockets
+from manager_vm.ctl import actions, authority, completion, doctor, help, operators, output, wiring
+from manager_vm.ctl.client import Client, operator_key, sockets
 from manager_vm.ctl.doctor import Level
 from manager_vm.errors import ConfigError, VtpmManagerError
+from manager_vm.trust import rules
 from manager_vm.wire.admin import Progress
 
 Args = argparse.Namespace
@@ -51,7 +52,8 @@ def _run(argv: list[str] | None) -> int:
 
 def _call(args: Args, verb: str, *, host: bool = False, **values: Any) -> Any:
     admin_socket, host_socket = sockets(args.manager)
-    with Client.connect(host_socket if host else admin_socket, args.timeout) as client:
+    key = operator_key(args.key, admin_socket) if rules.is_signed(verb) and not host else None
+    with Client.connect(host_socket if host else admin_socket, args.timeout, key) as client:
         try:
             return client.call(verb, _progress, **values)
         except (UnicodeError, OverflowError):
@@ -138,7 +140,7 @@ def _doctor(args: Args) -> int:
 
 
 def _completion(args: Args) -> None:
-    print(completion.script(args.shell, sorted(help.VERBS), _NAMED, help.ACTIONS, help.ROLES), end="")
+    print(completion.script(args.shell, sorted(help.VERBS), _NAMED, actions.ACTIONS, actions.ROLES), end="")
 
 
 def _offline(args: Args) -> int:
@@ -162,6 +164,8 @@ _HANDLERS: dict[str, Callable[[Args], int | None]] = {
     "ek-cert": _ek_cert,
     "authority": _offline,
     "key": _offline,
+    "provision": lambda args: operators.provision(args, _call),
+    "operator": lambda args: operators.operator(args, _call),
     "doctor": _doctor,
     "completion": _completion,
     "names": _names,
@@ -180,6 +184,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     manager = os.environ.get("VTPM_MANAGER", "")
     parser.add_argument("-m", "--manager", default=manager, metavar="DIR|SOCKET|URI", help="which manager")
+    key = os.environ.get("VTPM_OPERATOR_KEY", "")
+    parser.add_argument("--key", default=key, metavar="FILE", help="the operator's key (PEM) that signs the request")
     parser.add_argument("--timeout", type=_seconds, default=180.0, metavar="S", help="seconds to wait for a reply")
     parser.add_argument("--json", action="store_true", default=False, help="print JSON")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
@@ -222,6 +228,7 @@ def _add_arguments(verbs: dict[str, argparse.ArgumentParser]) -> None:
     cert.add_argument("--key", default="rsa2048", choices=["rsa2048", "ecc-p256", "ecc-p384"])
     cert.add_argument("--ca", action="store_true", help="the CA's certificate instead")
     cert.add_argument("--out", type=Path, metavar="FILE", help="write there")
+    operators.add_arguments(verbs)
     verbs["completion"].add_argument("shell", choices=completion.SHELLS)
 
 

@@ -15,13 +15,13 @@ def as_json(value: Any) -> str:
     return json.dumps(value, indent=2, sort_keys=True, default=lambda item: base64.b64encode(item).decode())
 
 
-def as_table(rows: list[dict[str, Any]]) -> str:
-    """The listing of vTPMs; an empty one says so."""
+def as_table(rows: list[dict[str, Any]], columns: tuple[str, ...] = _COLUMNS) -> str:
+    """The listing of vTPMs, or of what else has these columns; an empty one says so."""
     if not rows:
         return "no vTPMs"
-    cells = [[column.upper() for column in _COLUMNS]]
-    cells += [[_text(row.get(column)) for column in _COLUMNS] for row in rows]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(_COLUMNS))]
+    cells = [[column.upper() for column in columns]]
+    cells += [[_text(row.get(column)) for column in columns] for row in rows]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells
     )

@@ -26,7 +26,7 @@ from manager_vm.wire import admin, framing
 
 log = logging.getLogger(__name__)
 
-Perform = Callable[[admin.Request], object]
+Perform = Callable[[admin.Request | admin.SignedRequest], object]
 
 _EXPIRE = 0.3  # seconds: the rest of a frame on a lossy carrier that has not come by then is given up
 _TICK = 1.0
@@ -200,7 +200,7 @@ def _answer(frame: framing.Frame, perform: Perform) -> bytes:
     """The reply's bytes; every VtpmManagerError becomes an error reply."""
     try:
         request = admin.from_frame(frame)
-        if not isinstance(request, admin.Request):
+        if not isinstance(request, admin.Request | admin.SignedRequest):
             raise ProtocolError("only requests travel to the manager")
         reply = admin.Reply(request.id, perform(request))
     except VtpmManagerError as error:

@@ -17,10 +17,12 @@ from manager_vm.config import Config
 from manager_vm.errors import ConfigError, RemoteProtocolError, UnknownVtpmError, VtpmManagerError
 from manager_vm.server.wiring import Wiring
 from manager_vm.store import atomic
+from manager_vm.store.manifest import Manifest
 from manager_vm.store.records import VtpmRecord
+from manager_vm.trust.signing import VerifyKey
 from manager_vm.vtpm import properties
 from manager_vm.vtpm.registry import Registry
-from manager_vm.wire.admin import Request
+from manager_vm.wire.admin import Request, SignedRequest
 from manager_vm.wire.channel import Reason
 
 VERSION = "0.1.0"
@@ -31,15 +33,20 @@ Verb = Callable[["Verbs", dict[str, Any]], Any]
 class Verbs:
     """What both tables work on. ``warnings``: what the operator should know of this machine."""
 
-    def __init__(self, registry: Registry, wiring: Wiring, config: Config, warnings: list[str]) -> None:
+    def __init__(
+        self, manifest: Manifest, registry: Registry, wiring: Wiring, config: Config, warnings: list[str]
+    ) -> None:
+        self._manifest = manifest
         self._registry = registry
         self._wiring = wiring
         self._config = config
         self._warnings = warnings
         self._started = time.time()
 
-    def perform(self, table: dict[str, Verb], request: Request) -> Any:
-        """The result of a request; a VtpmManagerError says why there is none."""
+    def perform(self, table: dict[str, Verb], request: Request | SignedRequest) -> Any:
+        """The result of a request that may be made; a VtpmManagerError says why there is none."""
+        if isinstance(request, SignedRequest):
+            raise RemoteProtocolError("the host link takes no signed requests: they go over the admin link")
         verb = table.get(request.verb)
         if verb is None:
             raise RemoteProtocolError(
@@ -48,10 +55,16 @@ class Verbs:
         return verb(self, request.args)
 
     def status(self, args: dict[str, Any]) -> dict[str, Any]:
-        """Version, start time (s since 1970), how many vTPMs in which state, memory in KiB, warnings."""
+        """Version, start time (s since 1970), how many vTPMs in which state, memory in KiB, warnings.
+
+        ``manager``: the id that signed requests name. ``authority``: id of the key that enrols operators, or "".
+        """
+        contents = self._manifest.contents
         states = Counter(str(vtpm.state) for vtpm in self._registry.all())
         return {
             "version": VERSION,
+            "manager": contents.manager,
+            "authority": VerifyKey.from_der(contents.authority).id if contents.authority else "",
             "started": self._started,
             "vtpms": dict(states),
             "memory_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,

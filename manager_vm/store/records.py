@@ -7,6 +7,7 @@ from typing import Any
 
 import msgpack
 
+from manager_vm import crypto
 from manager_vm.crypto import Key
 from manager_vm.errors import IntegrityError
 from manager_vm.protocol.lifecycle import State
@@ -48,14 +49,34 @@ class VtpmKeys:
 
 
 @dataclass(frozen=True, slots=True)
+class AuditHead:
+    """The newest entry of the audit log: its number (from 1; 0 = none yet) and SHA-256 of its line."""
+
+    count: int = 0
+    digest: bytes = bytes(32)
+
+
+@dataclass(frozen=True, slots=True)
 class Contents:
-    """Everything a manifest says. A new value is made for each commit; nothing in it is changed in place."""
+    """Everything a manifest says. A new value is made for each commit; nothing in it is changed in place.
+
+    ``authority``: SubjectPublicKeyInfo (DER) of who enrols operators, b"" before provisioning. ``operators``: the
+    authority's newest statement about each operator's key, by key id (``trust/roster``).
+    """
 
     serial: int
     ca_certificate: bytes
     ca_key: bytes = field(repr=False)
     vtpms: dict[str, VtpmRecord] = field(default_factory=dict)
     keys: dict[str, VtpmKeys] = field(default_factory=dict)
+    authority: bytes = b""
+    operators: dict[str, bytes] = field(default_factory=dict)
+    audit: AuditHead = AuditHead()
+
+    @property
+    def manager(self) -> str:
+        """Which manager this is, for whoever signs something for it: SHA-256 of its CA's certificate, in hex."""
+        return crypto.digest(self.ca_certificate).hex()
 
     def named(self, name: str) -> VtpmRecord | None:
         """The record with this name."""
@@ -78,7 +99,12 @@ class Contents:
 def pack_open(contents: Contents) -> bytes:
     """What may be read by anybody who has the disk: records and certificates, no key."""
     records = [{f.name: getattr(record, f.name) for f in fields(record)} for record in contents.vtpms.values()]
-    return bytes(msgpack.packb({"serial": contents.serial, "ca": contents.ca_certificate, "vtpms": records}))
+    trust = {
+        "authority": contents.authority,
+        "operators": contents.operators,
+        "audit": [contents.audit.count, contents.audit.digest],
+    }
+    return bytes(msgpack.packb({"serial": contents.serial, "ca": contents.ca_certificate, "vtpms": records, **trust}))
 
 
 def pack_secret(contents: Contents) -> bytes:
@@ -97,8 +123,18 @@ def unpack(open_part: bytes, secret_part: bytes) -> Contents:
         records = [VtpmRecord(**{**item, "state": State(item["state"])}) for item in opened["vtpms"]]
         keys = {uuid: VtpmKeys(Key(blob), Key(run) if run else None) for uuid, (blob, run) in secret["vtpms"].items()}
         vtpms = {record.uuid: record for record in records}
-        return Contents(opened["serial"], opened["ca"], secret["ca"], vtpms, keys)
+        contents = Contents(opened["serial"], opened["ca"], secret["ca"], vtpms, keys)
+        return replace(contents, **_unpack_trust(opened))
     except (ValueError, KeyError, TypeError, AttributeError, msgpack.UnpackException) as error:
         raise IntegrityError(
             f"the manifest is authentic but of another format ({error}); run the version that wrote it"
         ) from None
+
+
+def _unpack_trust(opened: dict[str, Any]) -> dict[str, Any]:
+    """The fields that say who may ask for what; a manifest of before has none of them."""
+    return {
+        "authority": opened.get("authority", b""),
+        "operators": opened.get("operators", {}),
+        "audit": AuditHead(*opened.get("audit", ())),
+    }

@@ -38,6 +38,11 @@ _CC_POLICY_PCR = 0x17F
 _EO_BITCLEAR = 0x000B
 
 
+def capped(value: bytes) -> bytes:
+    """What the capped PCR reads after the cap, from its value before."""
+    return _sha256(value + CAP)
+
+
 def pcr_selection(pcrs: Sequence[int]) -> bytes:
     """TPML_PCR_SELECTION with the SHA-256 bank (Part 2, 10.9.7)."""
     bits = sum(1 << pcr for pcr in pcrs)

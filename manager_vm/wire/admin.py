@@ -5,6 +5,8 @@ link carries operators' requests (create, stop, destroy, ...). The host link car
 knows: which channel belongs to which vTPM (attach, detach) and that a VM was reset (boot).
 
 Request body:  {"verb": str, "args": {str: value}}      frame seq = request id, chosen by the client
+           or  {"signed": bytes, "key": str, "signature": bytes}, where signed is a packed statement:
+               {"manager": str, "nonce": bytes, "verb": str, "args": {str: value}}; what is executed is parsed from it
 Reply body:    {"ok": value}  or  {"error": {"name": str, "text": str}}
 Progress body: {"text": str, "done": int, "total": int}   any number of them before the reply
 """
@@ -34,6 +36,26 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
+class SignedRequest:
+    """A request that an operator has signed. ``key``: the key's id; ``signed``: the bytes of a ``Statement``."""
+
+    id: int
+    key: str
+    signature: bytes
+    signed: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """What an operator signs: this verb, once (``nonce`` is the manager's challenge), at the manager ``manager``."""
+
+    manager: str
+    nonce: bytes
+    verb: str
+    args: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Reply:
     """The end of a request: a result (msgpack types only) or an error."""
 
@@ -52,7 +74,7 @@ class Progress:
     total: int = 0
 
 
-AdminMessage = Request | Reply | Progress
+AdminMessage = Request | SignedRequest | Reply | Progress
 
 
 def to_frame(message: AdminMessage) -> Frame:
@@ -60,6 +82,8 @@ def to_frame(message: AdminMessage) -> Frame:
     match message:
         case Request(id_, verb, args):
             return Frame(Type.REQUEST, 0, id_, msgpack.packb({"verb": verb, "args": args}))
+        case SignedRequest(id_, key, signature, signed):
+            return Frame(Type.REQUEST, 0, id_, msgpack.packb({"signed": signed, "key": key, "signature": signature}))
         case Reply(id_, _, VtpmManagerError() as error):
             wire = {"name": type(error).__name__, "text": str(error)}
             return Frame(Type.REPLY, 0, id_, msgpack.packb({"error": wire}))
@@ -75,6 +99,8 @@ def from_frame(frame: Frame) -> AdminMessage:
     match frame.type, body:
         case Type.REQUEST, {"verb": str(verb), "args": dict(args)} if all(isinstance(key, str) for key in args):
             return Request(frame.seq, verb, args)
+        case Type.REQUEST, {"signed": bytes(signed), "key": str(key), "signature": bytes(signature)}:
+            return SignedRequest(frame.seq, key, signature, signed)
         case Type.REPLY, {"ok": ok}:
             return Reply(frame.seq, ok)
         case Type.REPLY, {"error": {"name": str(name), "text": str(text)}}:
@@ -82,6 +108,30 @@ def from_frame(frame: Frame) -> AdminMessage:
         case Type.PROGRESS, {"text": str(text), "done": int(done), "total": int(total)}:
             return Progress(frame.seq, text, done, total)
     raise RemoteProtocolError(f"a frame of type {frame.type} is no admin message; do both sides have the same version?")
+
+
+def pack_statement(statement: Statement) -> bytes:
+    """The bytes to sign and to send."""
+    return bytes(
+        msgpack.packb(
+            {
+                "manager": statement.manager,
+                "nonce": statement.nonce,
+                "verb": statement.verb,
+                "args": statement.args,
+            }
+        )
+    )
+
+
+def unpack_statement(signed: bytes) -> Statement:
+    """The inverse; RemoteProtocolError for anything else."""
+    match _unpack(signed):
+        case {"manager": str(manager), "nonce": bytes(nonce), "verb": str(verb), "args": dict(args)} if all(
+            isinstance(key, str) for key in args
+        ):
+            return Statement(manager, nonce, verb, args)
+    raise RemoteProtocolError("a signed request does not say what it asks for; do both sides have the same version?")
 
 
 def _unpack(body: bytes) -> Any:

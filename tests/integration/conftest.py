@@ -55,7 +55,7 @@ def _end_leftovers(directory: Path) -> None:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
             continue
-    subprocess.run(["umount", "-q", str(directory / "state")], check=False, stderr=subprocess.DEVNULL)
+    subprocess.run(["umount", "-q", str(directory / "m/state")], check=False, stderr=subprocess.DEVNULL)
 
 
 @pytest.fixture
@@ -64,7 +64,8 @@ def make() -> Iterator[Make]:
     with ExitStack() as stack:
 
         def one(table: dict[str, Any] | None = None, prefix: tuple[str, ...] = ()) -> Manager:
-            directory = stack.enter_context(_directory())
+            directory = stack.enter_context(_directory()) / "m"  # its authority stands beside it
+            directory.mkdir(mode=0o711)
             return stack.enter_context(_managed(directory, table, prefix))
 
         yield one

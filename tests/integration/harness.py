@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from guest_frontend.link import Link
+from manager_vm.ctl.client import Client
+from manager_vm.trust import local
+from manager_vm.trust.signing import SigningKey
 
 ROOT = Path(__file__).parents[2]
 _READY_TIMEOUT = 30.0
@@ -74,10 +77,11 @@ class Manager:
             "host_link": f"unix:{self.directory}/host.sock",
             "own_host": True,
             "strict": False,
+            "authority_dir": str(self.directory.parent / "authority"),
             **table,
         }
         path = self.directory / "config.toml"
-        lines = [f"{key} = {json.dumps(value)}" for key, value in values.items()]
+        lines = [f"{key} = {json.dumps(value)}" for key, value in values.items() if value is not None]
         path.write_text("\n".join(["[manager]", *lines]) + "\n")
         return path
 
@@ -143,6 +147,16 @@ class Manager:
         return self._log.read_text(errors="replace") if self._log.exists() else ""
 
     # -- the operator ---------------------------------------------------------------------------------------
+
+    @property
+    def authority(self) -> Path:
+        """The directory of the authority and of the operator that vtpmctl uses by itself."""
+        return self.directory.parent / local.DIRECTORY
+
+    def admin(self, key: SigningKey | None = None) -> Client:
+        """A connection to the admin link; by default with that operator's key."""
+        socket = self.directory / "admin.sock"
+        return Client.connect(socket, key=key or SigningKey.load(self.authority / local.OPERATOR_KEY))
 
     def vtpmctl(self, *args: str) -> subprocess.CompletedProcess[str]:
         """Run vtpmctl --json."""

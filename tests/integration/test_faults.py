@@ -228,12 +228,13 @@ def test_a_channel_is_not_made_where_something_else_stands(manager: Manager) -> 
 
 def test_a_directory_that_another_user_made_is_refused_to_root(make: Make) -> None:
     manager = make()
-    os.chown(manager.directory, 65534, 65534)
+    for directory in (manager.directory.parent, manager.directory):  # its authority is made beside it
+        os.chown(directory, 65534, 65534)
     argv = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--", *command(manager)]
     env = environment(manager.directory, PYTHONDONTWRITEBYTECODE="1")
     with subprocess.Popen(argv, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as child:
         assert child.stdout is not None and child.stdout.readline() == b"READY\n"
-        manager.ctl("create", "a")
+        manager.ctl("--key", str(manager.authority / "operator.key"), "create", "a")
         child.send_signal(signal.SIGTERM)
     code, text = manager.refuse_to_start()
     assert code == 3 and "was made by a manager that was not root" in text

@@ -58,7 +58,7 @@ def attach_and_detach(manager: Manager, rounds: int) -> None:
 
 def verbs(manager: Manager, rounds: int, *names: str) -> None:
     """These verbs about vTPM "a", in turn."""
-    with Client.connect(manager.directory / "admin.sock") as admin:
+    with manager.admin() as admin:
         for verb in names * rounds:
             admin.call(verb, name="a")
 

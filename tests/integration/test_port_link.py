@@ -17,7 +17,7 @@ from manager_vm.errors import BusyError
 from manager_vm.server.links import PortLink
 from manager_vm.vchan import virtio_serial
 from manager_vm.wire import admin, framing
-from manager_vm.wire.admin import Reply, Request
+from manager_vm.wire.admin import Reply, Request, SignedRequest
 
 
 class HostSide:
@@ -48,8 +48,9 @@ class HostSide:
                 self.replies[reply.id] = reply
 
 
-def perform(request: Request) -> object:
+def perform(request: Request | SignedRequest) -> object:
     """Some requests take long, one fails."""
+    assert isinstance(request, Request)
     if request.verb == "slow":
         time.sleep(0.5)
     if request.verb == "fail":

@@ -42,14 +42,14 @@ def short_directory() -> Iterator[Path]:
 
 
 def saved_manager() -> Saved:
-    """A manager that serves and has no vTPM yet. Booted once through OVMF and its UKI."""
+    """A manager that serves, is provisioned and has no vTPM yet. Booted once through OVMF and its UKI."""
     with short_directory() as directory, Host(directory, IMAGES, firmware=True) as host:
         spec = host.manager_spec(directory / "hwtpm")
 
         def make(target: Path) -> None:
             vm = host.start_manager()
             vm.agent.wait(60)
-            saved.save(vm, target)
+            saved.save(vm, target, host.authority)
 
         return saved.find(_STORE, spec, host.accelerator, make)
 

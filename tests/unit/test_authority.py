@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from manager_vm.ctl import help, main
+from manager_vm.ctl import actions, main, statements
 from manager_vm.errors import ConfigError, EvidenceError
 from manager_vm.trust import approval, envelope, operator
 from manager_vm.trust.authority import AuthorityDirectory
@@ -432,7 +432,7 @@ def test_every_kind_of_statement_can_be_shown(there: Path, capsys: pytest.Captur
     enrolment = authority.enroll_operator("alice", KEYS[0], Role.AUDITOR).read_bytes()
     for kind, statement, meaning in (
         ("revocation", authority.revoke([1, 2], "old").read_bytes(), {"revoked": [1, 2]}),
-        ("operator", enrolment, {"operator": "alice", "may": help.ROLES["auditor"], "key_id": KEYS[0].id}),
+        ("operator", enrolment, {"operator": "alice", "may": actions.ROLES["auditor"], "key_id": KEYS[0].id}),
         ("operator-removal", authority.remove_operator("alice").read_bytes(), {"removed": KEYS[0].id}),
     ):
         Path("statement").write_bytes(statement)
@@ -472,10 +472,8 @@ def test_without_json_a_result_is_fields(there: Path, capsys: pytest.CaptureFixt
 
 
 def test_the_roles_of_the_help_are_those_of_the_statements() -> None:
-    assert list(help.ROLES) == [role.value for role in Role]
+    assert list(actions.ROLES) == [role.value for role in Role]
 
 
 def test_every_action_of_the_help_can_be_performed() -> None:
-    from manager_vm.ctl import statements
-
-    assert statements.ACTIONS.keys() == {(verb, action) for verb, each in help.ACTIONS.items() for action in each}
+    assert statements.ACTIONS.keys() == {(verb, action) for verb, each in actions.ACTIONS.items() for action in each}

@@ -97,5 +97,6 @@ def test_a_manager_in_one_process_has_everything_below_its_directory(root: bool)
     made = config.for_dev(Path("/srv/a"), root=root)
     assert (made.state_dir, made.run_dir) == (Path("/srv/a/state"), Path("/srv/a"))
     assert (made.admin, made.host_link) == ("unix:/srv/a/admin.sock", "unix:/srv/a/host.sock")
+    assert made.authority_dir == Path("/srv/authority")
     assert (made.uid_base != 0) is root
     assert (made.strict, made.own_host) == (False, True)

@@ -16,11 +16,13 @@ import pytest
 
 from image.host import pair
 from manager_vm import errors, packages
-from manager_vm.ctl import completion, doctor, help, main, output, wiring
+from manager_vm.ctl import actions, completion, doctor, help, main, output, wiring
 from manager_vm.ctl.client import sockets
 from manager_vm.ctl.doctor import Level
 from manager_vm.errors import ConfigError, VtpmManagerError
-from manager_vm.server import verbs
+from manager_vm.server import desk, verbs
+from manager_vm.trust import local, rules
+from manager_vm.trust.signing import SigningKey
 from manager_vm.wire.admin import Progress
 
 # -- output ---------------------------------------------------------------------------------------------------
@@ -99,8 +101,8 @@ def test_every_shell_is_offered_every_verb_and_the_names_of_vtpms(
     script = capsys.readouterr().out
     assert f'"{" ".join(sorted(help.VERBS))}"' in script
     assert "names 2>/dev/null" in script
-    assert all(" ".join(actions) in script for actions in help.ACTIONS.values())
-    assert " ".join(help.ROLES) in script
+    assert all(" ".join(each) in script for each in actions.ACTIONS.values())
+    assert " ".join(actions.ROLES) in script
     assert "{{" not in script and "{verbs}" not in script
 
 
@@ -168,8 +170,8 @@ class FakeManager:
         self.answer: Any = None
         self.steps: list[Progress] = []
 
-    def connect(self, path: Path, timeout: float) -> FakeManager:
-        self._path, self.timeout = path, timeout
+    def connect(self, path: Path, timeout: float, key: SigningKey | None = None) -> FakeManager:
+        self._path, self.timeout, self.key = path, timeout, key
         return self
 
     def call(self, verb: str, on_progress: Any = None, **args: Any) -> Any:
@@ -197,6 +199,8 @@ def manager(monkeypatch: pytest.MonkeyPatch) -> FakeManager:
 
 
 ADMIN, HOST = Path("/run/vtpm/admin.sock"), Path("/run/vtpm/host.sock")
+STATEMENTS = {"provision", "operator_add", "operator_remove"}
+SERVED = {**verbs.ADMIN, **desk.OWN}
 REQUESTS: list[tuple[str, Path, str, dict[str, Any]]] = [
     ("status", ADMIN, "status", {}),
     ("list", ADMIN, "list", {}),
@@ -208,6 +212,7 @@ REQUESTS: list[tuple[str, Path, str, dict[str, Any]]] = [
     ("stop web", ADMIN, "stop", {"name": "web"}),
     ("info web", ADMIN, "info", {"name": "web"}),
     ("destroy web --yes", ADMIN, "destroy", {"name": "web"}),
+    ("operator list", ADMIN, "operators", {}),
     ("attach web", HOST, "attach", {"name": "web", "channel": None, "boot": None}),
     ("attach web ivshmem --boot 3", HOST, "attach", {"name": "web", "channel": "ivshmem", "boot": 3}),
     ("detach web", HOST, "detach", {"name": "web"}),
@@ -222,7 +227,7 @@ def test_a_verb_goes_over_its_link_with_what_was_said(
     manager.answer = []
     assert main.main(line.split()) == 0
     assert manager.asked == [(link, verb, args)]
-    assert verb in (verbs.HOST if link == HOST else verbs.ADMIN)
+    assert verb in (verbs.HOST if link == HOST else SERVED)
 
 
 def test_no_verb_of_a_link_is_out_of_an_operators_reach(manager: FakeManager) -> None:
@@ -230,10 +235,62 @@ def test_no_verb_of_a_link_is_out_of_an_operators_reach(manager: FakeManager) ->
     main.main(["ek-cert", "web"])
     (link, verb, args) = manager.asked[0]
     assert (link, args) == (ADMIN, {"name": "web"})
-    reached = {ADMIN: {verb}, HOST: {"status", "list"}}
+    reached = {ADMIN: {verb, "challenge", *STATEMENTS}, HOST: {"status", "list"}}
     for _, link, verb, _ in REQUESTS:
         reached[link].add(verb)
-    assert reached == {ADMIN: set(verbs.ADMIN), HOST: set(verbs.HOST)}
+    assert reached == {ADMIN: set(SERVED), HOST: set(verbs.HOST)}
+
+
+def test_a_statement_goes_to_the_manager_as_it_is(manager: FakeManager, tmp_path: Path) -> None:
+    authority, statement = local.open_or_make(tmp_path / "authority"), tmp_path / "statement.json"
+    statement.write_bytes(b"{}")
+    manager.answer = []
+    for action in ("add", "remove"):
+        assert main.main(["operator", action, str(statement)]) == 0
+        assert manager.asked.pop() == (ADMIN, f"operator_{action}", {"statement": b"{}"})
+        assert main.main(["operator", action]) == ConfigError.exit_code
+    assert main.main(["operator", "list", str(statement)]) == ConfigError.exit_code
+    assert main.main(["provision", str(tmp_path / "authority/authority.pub"), str(statement)]) == 0
+    assert manager.asked == [(ADMIN, "provision", {"authority": authority.public.der, "operators": [b"{}"]})]
+    assert main.main(["operator", "add", str(tmp_path / "none")]) == ConfigError.exit_code
+
+
+def test_operators_are_a_table_or_json(manager: FakeManager, capsys: pytest.CaptureFixture[str]) -> None:
+    manager.answer = [{"name": "alice", "role": "admin", "serial": 1, "key": "00"}]
+    main.main(["operator", "list"])
+    lines = ["NAME   ROLE   SERIAL  KEY", "alice  admin  1       00"]
+    assert capsys.readouterr().out.splitlines() == lines
+    main.main(["operator", "list", "--json"])
+    assert json.loads(capsys.readouterr().out) == manager.answer
+
+
+def test_what_must_be_signed_is_signed_with_the_named_key_else_with_that_beside_the_manager(
+    manager: FakeManager, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    authority, own = local.open_or_make(tmp_path / "authority"), SigningKey.create()
+    (tmp_path / "m").mkdir()
+    own.store(tmp_path / "own.key")
+    manager.answer = []
+
+    def used(line: str) -> str | None:
+        assert main.main(["-m", str(tmp_path / "m"), *line.split()]) == 0
+        return manager.key.public.id if manager.key else None
+
+    assert used("stop web") == authority.operator.public.id
+    assert used(f"--key {tmp_path}/own.key stop web") == own.public.id
+    monkeypatch.setenv("VTPM_OPERATOR_KEY", f"{tmp_path}/own.key")
+    assert used("stop web") == own.public.id
+    for line in ("list", "show web", "boot web 1"):
+        assert used(f"--key {tmp_path}/none {line}") is None
+    assert main.main(["--key", f"{tmp_path}/none", "stop", "web"]) == ConfigError.exit_code
+    monkeypatch.delenv("VTPM_OPERATOR_KEY")
+    assert main.main(["stop", "web"]) == 0 and manager.key is None
+
+
+def test_a_verb_says_that_it_must_be_signed_where_it_must() -> None:
+    for verb, text in help.VERBS.items():
+        asked = {"operator": "operator_add"}.get(verb, verb.replace("-", "_"))
+        assert text.startswith("[signed] ") is rules.is_signed(asked)
 
 
 def test_the_manager_is_that_of_the_option_before_that_of_the_environment(manager: FakeManager, tmp_path: Path) -> None:
@@ -451,13 +508,13 @@ def test_a_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str]) -
     assert text.endswith(" ".join(help.DETAILS.get(verb, "").split()))
 
 
-ACTIONS = [(verb, action) for verb, actions in help.ACTIONS.items() for action in actions]
+ACTIONS = [(verb, action) for verb, each in actions.ACTIONS.items() for action in each]
 
 
 @pytest.mark.parametrize(("verb", "action"), ACTIONS)
 def test_an_action_explains_itself(verb: str, action: str, capsys: pytest.CaptureFixture[str]) -> None:
     text = help_of(capsys, verb, action)
-    sentence, details = help.ACTIONS[verb][action]
+    sentence, details = actions.ACTIONS[verb][action]
     assert text.startswith(f"usage: vtpmctl {verb} {action} ")
     assert f"{sentence[0].upper()}{sentence[1:]}." in text
     assert text.endswith(" ".join(details.split()))
@@ -466,8 +523,8 @@ def test_an_action_explains_itself(verb: str, action: str, capsys: pytest.Captur
 
 def examples() -> list[str]:
     """The arguments of every vtpmctl in the texts of the help: up to two blanks, a pipe, an "&" or a bracket."""
-    actions = [text for each in help.ACTIONS.values() for texts in each.values() for text in texts]
-    text = "\n".join([help.EPILOG, *help.VERBS.values(), *help.DETAILS.values(), *actions])
+    acts = [text for each in actions.ACTIONS.values() for texts in each.values() for text in texts]
+    text = "\n".join([help.EPILOG, *help.VERBS.values(), *help.DETAILS.values(), *acts])
     return re.findall(r"vtpmctl (.+?)(?=  | [|&]|[)\n])", text)
 
 
@@ -480,7 +537,7 @@ def test_the_examples_were_found() -> None:
     assert len(examples()) >= 22
     assert {line.split()[0] for line in examples()} >= {"-m", "attach", "ek-cert", "create", "completion", "key"}
     acted = {tuple(line.split()[:2]) for line in examples()}
-    assert acted >= {(verb, action) for verb, actions in help.ACTIONS.items() for action in actions}
+    assert acted >= {(verb, action) for verb, each in actions.ACTIONS.items() for action in each}
 
 
 # -- doctor ---------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 from manager_vm import crypto
 from manager_vm.crypto import Key
 from manager_vm.errors import IntegrityError, RollbackError, StoreError
-from manager_vm.keys.anchor import FileAnchor
+from tests.fakes import FileAnchor
 from manager_vm.protocol.lifecycle import State
 from manager_vm.store.manifest import Change, Manifest
 from manager_vm.store.records import Contents, VtpmKeys, VtpmRecord

@@ -19,7 +19,7 @@ from manager_vm.protocol.channel_server import SessionState
 from manager_vm.protocol.lifecycle import State
 from manager_vm.store import atomic, blobs, records
 from manager_vm.store.blobs import ParkedState
-from manager_vm.store.records import Contents, VtpmKeys, VtpmRecord
+from manager_vm.store.records import AuditHead, Contents, VtpmKeys, VtpmRecord
 from tests.disks import Disk
 
 keys = st.binary(min_size=32, max_size=32).map(Key)
@@ -48,7 +48,14 @@ SECRET = bytes(range(100, 132))
 @st.composite
 def all_contents(draw: st.DrawFn) -> Contents:
     """Contents with a key for each record."""
-    contents = Contents(draw(st.integers(1, 2**63)), draw(st.binary(max_size=50)), draw(st.binary(max_size=50)))
+    contents = Contents(
+        draw(st.integers(1, 2**63)),
+        draw(st.binary(max_size=50)),
+        draw(st.binary(max_size=50)),
+        authority=draw(st.binary(max_size=50)),
+        operators=draw(st.dictionaries(st.text(max_size=9), st.binary(max_size=50), max_size=3)),
+        audit=AuditHead(draw(st.integers(0, 2**63)), draw(st.binary(min_size=32, max_size=32))),
+    )
     for record in draw(st.lists(vtpm_records, max_size=3)):
         contents = contents.with_vtpm(record, VtpmKeys(draw(keys), draw(st.none() | keys)))
     return contents
@@ -67,6 +74,12 @@ def test_contents_survive_their_two_parts(contents: Contents) -> None:
     again = records.unpack(records.pack_open(contents), records.pack_secret(contents))
     assert replace(again, keys={}) == replace(contents, keys={})
     assert revealed(again) == revealed(contents)
+
+
+def test_a_manifest_from_before_there_were_operators_has_none() -> None:
+    opened = {"serial": 3, "ca": b"certificate", "vtpms": []}
+    found = records.unpack(msgpack.packb(opened), records.pack_secret(Contents(3, b"", b"")))
+    assert (found.authority, found.operators, found.audit) == (b"", {}, AuditHead(0, bytes(32)))
 
 
 def test_no_key_is_in_the_open_part_or_in_repr() -> None:

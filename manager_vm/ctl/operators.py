@@ -1,0 +1,57 @@
+"""vtpmctl's verbs about who may ask for what: provision, operator add | remove | list."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from manager_vm.ctl import output
+from manager_vm.errors import ConfigError
+from manager_vm.trust.signing import VerifyKey
+
+Args = argparse.Namespace
+Call = Callable[..., Any]
+_MAX_FILE = 1 << 18
+_COLUMNS = ("name", "role", "serial", "key")
+
+
+def provision(args: Args, call: Call) -> None:
+    """Hand the authority's public key and its first operators to a manager that has none."""
+    enrolments = [_read(path) for path in args.operators]
+    _show(args, call(args, "provision", authority=VerifyKey.load(args.authority).der, operators=enrolments))
+
+
+def operator(args: Args, call: Call) -> None:
+    """Who is enrolled; with a statement of the authority, after it was taken."""
+    if args.action == "list":
+        if args.file is not None:
+            raise ConfigError("'operator list' takes no file")
+        _show(args, call(args, "operators"))
+        return
+    if args.file is None:
+        raise ConfigError(f"'operator {args.action}' needs the file of the authority's statement")
+    _show(args, call(args, f"operator_{args.action}", statement=_read(args.file)))
+
+
+def add_arguments(verbs: dict[str, argparse.ArgumentParser]) -> None:
+    """The arguments of these verbs."""
+    verbs["provision"].add_argument("authority", type=Path, metavar="AUTHORITY.pub", help="its public key, PEM")
+    verbs["provision"].add_argument(
+        "operators", type=Path, nargs="+", metavar="OPERATOR.json", help="enrolments, one of an admin at least"
+    )
+    verbs["operator"].add_argument("action", choices=("add", "remove", "list"))
+    verbs["operator"].add_argument("file", type=Path, nargs="?", metavar="FILE.json", help="the authority's statement")
+
+
+def _show(args: Args, found: list[dict[str, str]]) -> None:
+    print(output.as_json(found) if args.json else output.as_table(found, _COLUMNS))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(_MAX_FILE)
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None

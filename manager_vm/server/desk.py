@@ -1,0 +1,118 @@
+"""The admin link's desk: reading is for anybody, everything else for operators, by signed requests.
+
+The rules are data in ``trust/rules``; here are the clock, the random numbers and the newest manifest that they need.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from manager_vm.errors import ConfigError, TrustError
+from manager_vm.server import provision
+from manager_vm.server.verbs import ADMIN, Verbs
+from manager_vm.store.manifest import Manifest
+from manager_vm.trust import request, roster, rules
+from manager_vm.trust.request import Authorised, Nonces
+from manager_vm.wire.admin import Request, SignedRequest
+
+log = logging.getLogger(__name__)
+
+
+class Desk:
+    """Thread-safe."""
+
+    def __init__(self, manifest: Manifest, verbs: Verbs) -> None:
+        self._manifest = manifest
+        self._verbs = verbs
+        self._nonces = Nonces()
+        self._lock = threading.Lock()  # of the nonces
+
+    def perform(self, message: Request | SignedRequest) -> Any:
+        """The result of a request of the admin link."""
+        if isinstance(message, SignedRequest):
+            return self._signed(message)
+        rules.demand_unsigned(message.verb, provisioned=bool(self._manifest.contents.authority))
+        return self._perform(message)
+
+    def _signed(self, message: SignedRequest) -> Any:
+        contents = self._manifest.contents
+        rules.demand_provisioned("anything that is signed", provisioned=bool(contents.authority))
+        try:
+            found = self._authorise(message)
+        except TrustError as error:
+            log.warning("a signed request was refused: %s", error)
+            raise
+        log.info("operator %s: %s %s", found.operator.name, found.verb, found.args.get("name", ""))
+        return self._perform(Request(message.id, found.verb, found.args))
+
+    def _authorise(self, message: SignedRequest) -> Authorised:
+        contents = self._manifest.contents
+        operator = roster.find(message.key, contents.authority, contents.operators)
+        with self._lock:
+            return request.verify(message, operator, contents.manager, self._nonces, time.monotonic())
+
+    def _perform(self, message: Request) -> Any:
+        own = OWN.get(message.verb)
+        return own(self, message.args) if own is not None else self._verbs.perform(ADMIN, message)
+
+    # -- the desk's own verbs -------------------------------------------------------------------------------
+
+    def challenge(self, args: dict[str, Any]) -> dict[str, Any]:
+        """What the next signed request must name: this manager, and a nonce that serves once, soon."""
+        nonce = os.urandom(request.NONCE_SIZE)
+        with self._lock:
+            self._nonces.give(nonce, time.monotonic())
+        return {"nonce": nonce, "manager": self._manifest.contents.manager}
+
+    def provision(self, args: dict[str, Any]) -> list[dict[str, Any]]:
+        """Take an authority (DER) and its first operators (statements), once."""
+        authority, operators = args.get("authority"), args.get("operators")
+        if not isinstance(authority, bytes) or not _are_statements(operators):
+            raise ConfigError("provision needs the authority's public key (DER) and the enrolment of an admin")
+        provision.announce(
+            self._manifest.commit(lambda contents: provision.provision(contents, authority, operators or []))
+        )
+        return self.operators({})
+
+    def operator_add(self, args: dict[str, Any]) -> list[dict[str, Any]]:
+        """Enrol an operator by the authority's statement."""
+        statement = _statement(args)
+        self._manifest.commit(lambda contents: provision.enrol(contents, statement))
+        return self.operators({})
+
+    def operator_remove(self, args: dict[str, Any]) -> list[dict[str, Any]]:
+        """Remove an operator by the authority's statement."""
+        statement = _statement(args)
+        self._manifest.commit(lambda contents: provision.remove(contents, statement))
+        return self.operators({})
+
+    def operators(self, args: dict[str, Any]) -> list[dict[str, Any]]:
+        """Who is enrolled, by name."""
+        contents = self._manifest.contents
+        found = roster.operators(contents.authority, contents.operators)
+        return [{"name": x.name, "role": str(x.role), "serial": x.serial, "key": x.key.id} for x in found]
+
+
+def _statement(args: dict[str, Any]) -> bytes:
+    statement = args.get("statement")
+    if not isinstance(statement, bytes):
+        raise ConfigError("name a statement of the authority")
+    return statement
+
+
+def _are_statements(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(each, bytes) for each in value)
+
+
+OWN: dict[str, Callable[[Desk, dict[str, Any]], Any]] = {
+    "challenge": Desk.challenge,
+    "provision": Desk.provision,
+    "operator_add": Desk.operator_add,
+    "operator_remove": Desk.operator_remove,
+    "operators": Desk.operators,
+}

@@ -1,0 +1,122 @@
+"""An authority and its first operator in a directory of this machine: for ``dev`` and for simulated hosts.
+
+``authority.key``, ``authority.pub``, ``operator.key``, ``operator.pub``, ``operator.json`` (the enrolment of an admin).
+Whoever reads that directory is both; a real authority's key lies elsewhere.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import stat
+from pathlib import Path
+
+from manager_vm.errors import ConfigError
+from manager_vm.trust import operator
+from manager_vm.trust.operator import Role
+from manager_vm.trust.signing import SigningKey, VerifyKey
+
+DIRECTORY = "authority"
+OPERATOR_KEY = "operator.key"
+_NAME = "local"
+_MAX_FILE = 1 << 16
+
+
+class LocalAuthority:
+    """The files of a directory that ``open_or_make`` has looked at."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    @property
+    def public(self) -> VerifyKey:
+        """The authority's public key."""
+        return VerifyKey.load(self.directory / "authority.pub")
+
+    @property
+    def operator(self) -> SigningKey:
+        """The operator's key."""
+        return SigningKey.load(self.directory / OPERATOR_KEY)
+
+    @property
+    def enrolment(self) -> bytes:
+        """The operator's enrolment."""
+        path = self.directory / "operator.json"
+        try:
+            with open(path, "rb") as file:
+                return file.read(_MAX_FILE)
+        except OSError as error:
+            raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+
+
+def open_or_make(directory: Path) -> LocalAuthority:
+    """The authority in ``directory``, made if there is none; ConfigError if it could be anybody else's.
+
+    Several processes may come at once: each makes a directory of its own, and the first one to rename it wins.
+    """
+    if not os.path.lexists(directory):
+        try:
+            _make(directory)
+        except OSError as error:
+            if not os.path.lexists(directory):
+                raise ConfigError(f"cannot make an authority in {directory}: {error.strerror}") from None
+    _demand_private(directory)
+    return LocalAuthority(directory)
+
+
+def operator_key(beside: Path) -> Path | None:
+    """The operator's key for the manager in directory ``beside``, if there is one that belongs to this user alone."""
+    for directory in (beside / DIRECTORY, beside.parent / DIRECTORY):
+        path = directory / OPERATOR_KEY
+        try:
+            _demand_private(directory)
+            if path.stat().st_uid == os.geteuid():
+                return path
+        except (OSError, ConfigError):
+            continue
+    return None
+
+
+def _make(directory: Path) -> None:
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    scratch = directory.with_name(f".{directory.name}.{secrets.token_hex(8)}")
+    scratch.mkdir(mode=0o700)
+    try:
+        authority, key = SigningKey.create(), SigningKey.create()
+        authority.store(scratch / "authority.key")
+        key.store(scratch / OPERATOR_KEY)
+        for name, data in (
+            ("authority.pub", authority.public.pem),
+            ("operator.pub", key.public.pem),
+            ("operator.json", operator.enroll(_NAME, key.public, Role.ADMIN, authority)),
+        ):
+            with open(scratch / name, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        _sync(scratch)
+        os.rename(scratch, directory)
+        _sync(directory.parent)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _demand_private(directory: Path) -> None:
+    try:
+        found = directory.lstat()
+    except OSError as error:
+        raise ConfigError(f"cannot look at {directory}: {error.strerror}") from None
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        raise ConfigError(
+            f"{directory} must be a directory of this user with mode 0700: whoever can write there could enrol "
+            "operators; remove it, or put the manager's directory into another parent folder"
+        )
+
+
+def _sync(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
