@@ -6,27 +6,22 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from manager_vm.ctl import offline_help
-from manager_vm.errors import ConfigError
+from manager_vm.ctl import actions, statements
 
 Args = argparse.Namespace
 
 
 def run(args: Args) -> tuple[dict[str, Any], int]:
     """Perform ``authority ACTION`` or ``key ACTION``: what to print, exit code."""
-    try:
-        from manager_vm.ctl import statements  # here: it takes long, and the other verbs do without cryptography
-    except ImportError as error:
-        raise ConfigError(f"{error.name} is missing; apt-get install python3-cryptography") from None
     return statements.ACTIONS[args.verb, args.action](args)
 
 
 def add_actions(verbs: dict[str, argparse.ArgumentParser], common: argparse.ArgumentParser) -> None:
     """The second words of the verbs here, each with its arguments and its help. ``common``: options of all verbs."""
     made: dict[tuple[str, str], argparse.ArgumentParser] = {}
-    for verb, actions in offline_help.ACTIONS.items():
+    for verb, words in actions.ACTIONS.items():
         group = verbs[verb].add_subparsers(dest="action", required=True, metavar="ACTION")
-        for action, (text, details) in actions.items():
+        for action, (text, details) in words.items():
             made[verb, action] = group.add_parser(
                 action,
                 help=text,
@@ -61,7 +56,7 @@ def _add_operators(enroll: argparse.ArgumentParser, remove: argparse.ArgumentPar
     whom = enroll.add_mutually_exclusive_group(required=True)
     whom.add_argument("--operator", metavar="NAME", help="an operator: 1 to 63 letters, digits, '.', '_' or '-'")
     enroll.add_argument("--key", type=Path, required=True, metavar="FILE", help="the public key, FILE.pub of 'key new'")
-    enroll.add_argument("--role", required=True, choices=list(offline_help.ROLES), help="what the operator may ask for")
+    enroll.add_argument("--role", required=True, choices=list(actions.ROLES), help="what the operator may ask for")
     enroll.add_argument("--description", default="", metavar="TEXT", help="for people, up to 200 characters")
     remove.add_argument("--operator", required=True, metavar="NAME", help="who is enrolled here")
     remove.add_argument("--reason", required=True, metavar="TEXT", help="for people, up to 200 characters")

@@ -48,10 +48,10 @@ VERBS = {
     "destroy": "[signed] remove a vTPM and its keys for ever",
     "info": "what the running vTPM says of itself: manufacturer, lockout counter, PCR banks",
     "ek-cert": "an EK certificate, or the CA's, as PEM",
-    "provision": "tell a new manager its authority and first operators: once, by whoever comes first",
-    "operator": "[signed] add or remove an operator by a statement of the authority, or list them",
     "authority": "[offline] sign what managers must know: which images may unseal, who operates them",
     "key": "[offline] make a signature key",
+    "provision": "tell a new manager its authority and first operators: once, by whoever comes first",
+    "operator": "[signed] add or remove an operator by a statement of the authority, or list them",
     "doctor": "what this machine has and lacks",
     "completion": "print shell completion: source <(vtpmctl completion bash)",
     "names": "the names of all vTPMs, one a line",
@@ -129,6 +129,24 @@ examples:
   vtpmctl ek-cert web1 --ca --out ca.pem && vtpmctl ek-cert web1 --out ek.pem
   openssl verify -CAfile ca.pem ek.pem
 """,
+    "authority": """\
+The authority is a signature key (ECDSA, P-256) in a directory that only its owner can
+open. Keep that directory off the hosts and copy it: who has its key decides which images
+managers unseal for, and nobody can replace it. Files that it signs are public, and
+worthless if changed: they may travel any way. A directory named authority that `dev` or a
+simulated host has made can be used as well.
+
+--help behind an action explains it. Order of things:
+  vtpmctl authority init /media/stick/authority
+  vtpmctl authority approve /media/stick/authority --image build/image/manager
+  vtpmctl key new alice.key
+  vtpmctl authority enroll /media/stick/authority --operator alice --key alice.key.pub --role admin
+""",
+    "key": """\
+--help behind an action explains it.
+
+example: vtpmctl key new alice.key
+""",
     "provision": """\
 A manager that has no authority serves 'status' and this. It trusts the first authority
 that it is told, and says so in its log; after that only enrolled operators change
@@ -150,23 +168,6 @@ examples:
   vtpmctl --key alice.key operator add bob.json
   vtpmctl operator list
 """,
-    "authority": """\
-The authority is a signature key (ECDSA, P-256) in a directory that only its owner can
-open. Keep that directory off the hosts and copy it: who has its key decides which images
-managers unseal for, and nobody can replace it. Files that it signs are public, and
-worthless if changed: bring them to a manager by any way.
-
---help behind an action explains it. Order of things:
-  vtpmctl authority init /media/stick/authority
-  vtpmctl authority approve /media/stick/authority --image build/image/manager
-  vtpmctl key new alice.key
-  vtpmctl authority enroll /media/stick/authority --operator alice --key alice.key.pub --role admin
-""",
-    "key": """\
---help behind an action explains it.
-
-example: vtpmctl key new alice.key
-""",
     "doctor": """\
 Looks at programs, versions, devices and memory of this machine, and at the manager if
 -m names one. Each finding is ok, warn or fail; warn and fail come with a remedy. Exit
@@ -178,5 +179,3 @@ examples:
   vtpmctl completion fish | source
 """,
 }
-
-# what an operator with this role may ask for

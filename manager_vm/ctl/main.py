@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from manager_vm.ctl import authority, completion, doctor, help, offline_help, operators, output, wiring
+from manager_vm.ctl import actions, authority, completion, doctor, help, operators, output, wiring
 from manager_vm.ctl.client import Client, operator_key, sockets
 from manager_vm.ctl.doctor import Level
 from manager_vm.errors import ConfigError, VtpmManagerError
@@ -140,7 +140,7 @@ def _doctor(args: Args) -> int:
 
 
 def _completion(args: Args) -> None:
-    print(completion.script(args.shell, sorted(help.VERBS), _NAMED, offline_help.ACTIONS, offline_help.ROLES), end="")
+    print(completion.script(args.shell, sorted(help.VERBS), _NAMED, actions.ACTIONS, actions.ROLES), end="")
 
 
 def _offline(args: Args) -> int:
@@ -162,10 +162,10 @@ _HANDLERS: dict[str, Callable[[Args], int | None]] = {
     "attach": _attach,
     "destroy": _destroy,
     "ek-cert": _ek_cert,
-    "provision": lambda args: operators.provision(args, _call),
-    "operator": lambda args: operators.operator(args, _call),
     "authority": _offline,
     "key": _offline,
+    "provision": lambda args: operators.provision(args, _call),
+    "operator": lambda args: operators.operator(args, _call),
     "doctor": _doctor,
     "completion": _completion,
     "names": _names,

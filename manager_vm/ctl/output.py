@@ -57,7 +57,7 @@ def _text(value: Any) -> str:
         case list():
             return ", ".join(_text(item) for item in value) or "-"
         case dict():
-            return ", ".join(f"{key}={_text(item)}" for key, item in value.items()) or "-"
+            return ", ".join(f"{printable(str(key))}={_text(item)}" for key, item in value.items()) or "-"
     return printable(str(value))
 
 

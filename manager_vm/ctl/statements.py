@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from manager_vm.ctl import offline_help
+from manager_vm.ctl import actions
 from manager_vm.errors import ConfigError, EvidenceError
 from manager_vm.trust import approval, envelope, operator, policy
 from manager_vm.trust.authority import AuthorityDirectory, read_statement
@@ -166,7 +166,7 @@ def _of_revocation(data: bytes, authority: VerifyKey) -> dict[str, Any]:
 
 def _of_operator(data: bytes, authority: VerifyKey) -> dict[str, Any]:
     found = operator.verify(data, authority)
-    return {"operator": found.name, "may": offline_help.ROLES[found.role.value], "key_id": found.key.id}
+    return {"operator": found.name, "may": actions.ROLES[found.role.value], "key_id": found.key.id}
 
 
 def _of_removal(data: bytes, authority: VerifyKey) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from manager_vm.ctl import completion, help, offline_help
+from manager_vm.ctl import actions, completion, help
 from tests.integration.conftest import Make
 from tests.integration.harness import ROOT, Manager, environment
 
@@ -253,7 +253,7 @@ def completed(script: Path, vtpmctl: str, *words: str) -> list[str]:
 def test_a_completion_script_is_one_that_its_shell_can_read(scripts: dict[str, Path], shell: str) -> None:
     if shell == "fish" and not shutil.which("fish"):
         lines = scripts[shell].read_text().replace("\\\n", "").splitlines()
-        assert len(lines) == 4 + 3 * len(offline_help.ACTIONS) and all(
+        assert len(lines) == 6 + 3 * len(actions.ACTIONS) and all(
             line.startswith("complete -c vtpmctl ") for line in lines
         )
         return
@@ -295,7 +295,7 @@ def test_bash_offers_a_name_only_where_a_verb_takes_one(scripts: dict[str, Path]
 def test_bash_offers_the_actions_of_an_offline_verb_then_roles_and_files(scripts: dict[str, Path], there: Path) -> None:
     bash = scripts["bash"]
     (there / "alice.key.pub").touch()
-    assert completed(bash, _FAKE, "authority", "") == list(offline_help.ACTIONS["authority"])
+    assert completed(bash, _FAKE, "authority", "") == list(actions.ACTIONS["authority"])
     assert completed(bash, _FAKE, "--json", "authority", "re") == ["revoke", "remove"]
     assert completed(bash, _FAKE, "key", "") == ["new"]
     assert completed(bash, _FAKE, "authority", "enroll", "ali") == ["alice.key.pub"]

@@ -16,7 +16,7 @@ import pytest
 
 from image.host import pair
 from manager_vm import errors, packages
-from manager_vm.ctl import completion, doctor, help, main, offline_help, output, wiring
+from manager_vm.ctl import actions, completion, doctor, help, main, output, wiring
 from manager_vm.ctl.client import sockets
 from manager_vm.ctl.doctor import Level
 from manager_vm.errors import ConfigError, VtpmManagerError
@@ -101,8 +101,8 @@ def test_every_shell_is_offered_every_verb_and_the_names_of_vtpms(
     script = capsys.readouterr().out
     assert f'"{" ".join(sorted(help.VERBS))}"' in script
     assert "names 2>/dev/null" in script
-    assert all(" ".join(actions) in script for actions in offline_help.ACTIONS.values())
-    assert " ".join(offline_help.ROLES) in script
+    assert all(" ".join(each) in script for each in actions.ACTIONS.values())
+    assert " ".join(actions.ROLES) in script
     assert "{{" not in script and "{verbs}" not in script
 
 
@@ -510,13 +510,13 @@ def test_a_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str]) -
     assert text.endswith(" ".join(help.DETAILS.get(verb, "").split()))
 
 
-ACTIONS = [(verb, action) for verb, actions in offline_help.ACTIONS.items() for action in actions]
+ACTIONS = [(verb, action) for verb, each in actions.ACTIONS.items() for action in each]
 
 
 @pytest.mark.parametrize(("verb", "action"), ACTIONS)
 def test_an_action_explains_itself(verb: str, action: str, capsys: pytest.CaptureFixture[str]) -> None:
     text = help_of(capsys, verb, action)
-    sentence, details = offline_help.ACTIONS[verb][action]
+    sentence, details = actions.ACTIONS[verb][action]
     assert text.startswith(f"usage: vtpmctl {verb} {action} ")
     assert f"{sentence[0].upper()}{sentence[1:]}." in text
     assert text.endswith(" ".join(details.split()))
@@ -525,8 +525,8 @@ def test_an_action_explains_itself(verb: str, action: str, capsys: pytest.Captur
 
 def examples() -> list[str]:
     """The arguments of every vtpmctl in the texts of the help: up to two blanks, a pipe, an "&" or a bracket."""
-    actions = [text for each in offline_help.ACTIONS.values() for texts in each.values() for text in texts]
-    text = "\n".join([help.EPILOG, *help.VERBS.values(), *help.DETAILS.values(), *actions])
+    acts = [text for each in actions.ACTIONS.values() for texts in each.values() for text in texts]
+    text = "\n".join([help.EPILOG, *help.VERBS.values(), *help.DETAILS.values(), *acts])
     return re.findall(r"vtpmctl (.+?)(?=  | [|&]|[)\n])", text)
 
 
@@ -539,7 +539,7 @@ def test_the_examples_were_found() -> None:
     assert len(examples()) >= 22
     assert {line.split()[0] for line in examples()} >= {"-m", "attach", "ek-cert", "create", "completion", "key"}
     acted = {tuple(line.split()[:2]) for line in examples()}
-    assert acted >= {(verb, action) for verb, actions in offline_help.ACTIONS.items() for action in actions}
+    assert acted >= {(verb, action) for verb, each in actions.ACTIONS.items() for action in each}
 
 
 # -- doctor ---------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+# what an operator with this role may ask for
 ROLES = {
     "admin": "everything",
     "operator": "create, start, stop, destroy; reading",
@@ -77,7 +78,7 @@ Roles:
 one. Enrolling the same name and key again changes the role. A name with another key, a key
 with another name, and a key that was removed are refused (exit code 3).
 
-Writes DIR/operators/NAME.json.
+Writes DIR/operators/NAME.json; 'provision' or 'operator add' hands it to a manager.
 
 example: vtpmctl authority enroll authority --operator alice --key alice.key.pub --role operator
 """,
@@ -89,6 +90,7 @@ The key is void for ever; the name may be enrolled again with a new key. Manager
 old key until they have taken the removal over.
 
 Writes DIR/removals/KEY-ID.json; the enrolment moves to KEY-ID.enrolment.json beside it.
+'operator remove' hands the removal to a manager.
 
 example: vtpmctl authority remove authority --operator alice --reason left
 """,
