@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from manager_vm import crypto
@@ -16,18 +16,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Authorizations:
-    """authValues of the hierarchies and of the anchor's index."""
+    """authValues of the hierarchies, of the anchor's index, of the AK and of SKs."""
 
     owner: Key
     endorsement: Key
     lockout: Key
     anchor: Key
+    ak: Key
+    sk: Key
 
 
 def derive(root: Key, srk: bytes) -> Authorizations:
     """For the TPM whose SRK has this Name."""
-    kinds = ("owner", "endorsement", "lockout", "anchor")
-    return Authorizations(*(crypto.derive(root, f"vtpm-manager {kind} auth", srk) for kind in kinds))
+    return Authorizations(
+        *(crypto.derive(root, f"vtpm-manager {each.name} auth", srk) for each in fields(Authorizations))
+    )
 
 
 @contextmanager
@@ -40,3 +43,15 @@ def owner(tpm: ESAPI, auths: Authorizations | None) -> Iterator[ESYS_TR]:
         yield ESYS_TR.OWNER
     finally:
         tpm.tr_set_auth(ESYS_TR.OWNER, None)
+
+
+@contextmanager
+def endorsement(tpm: ESAPI, auths: Authorizations) -> Iterator[ESYS_TR]:
+    """The endorsement hierarchy with its authorization, on the TPM's thread."""
+    from tpm2_pytss.constants import ESYS_TR
+
+    tpm.tr_set_auth(ESYS_TR.ENDORSEMENT, auths.endorsement.reveal())
+    try:
+        yield ESYS_TR.ENDORSEMENT
+    finally:
+        tpm.tr_set_auth(ESYS_TR.ENDORSEMENT, None)

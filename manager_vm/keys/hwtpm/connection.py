@@ -75,14 +75,16 @@ class Connection:
         return self.request(what, inside)
 
     @contextmanager
-    def session(self, tpm: ESAPI, *, for_policy: bool = False) -> Iterator[ESYS_TR]:
-        """A session salted to the SRK, on the TPM's thread."""
+    def session(self, tpm: ESAPI, *, for_policy: bool = False, encrypts: bool = True) -> Iterator[ESYS_TR]:
+        """A session salted to the SRK, on the TPM's thread. A command takes one that ``encrypts``, and others."""
         from tpm2_pytss.constants import ESYS_TR, TPM2_ALG, TPM2_SE, TPMA_SESSION
 
         kind = TPM2_SE.POLICY if for_policy else TPM2_SE.HMAC
         session = tpm.start_auth_session(self.srk(tpm), ESYS_TR.NONE, kind, _SYMMETRIC, TPM2_ALG.SHA256)
         try:
-            wanted = TPMA_SESSION.CONTINUESESSION | TPMA_SESSION.DECRYPT | TPMA_SESSION.ENCRYPT
+            wanted = TPMA_SESSION.CONTINUESESSION
+            if encrypts:
+                wanted |= TPMA_SESSION.DECRYPT | TPMA_SESSION.ENCRYPT
             tpm.trsess_set_attributes(session, wanted)
             yield session
         finally:
