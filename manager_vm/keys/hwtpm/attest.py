@@ -154,8 +154,12 @@ def sign(connection: Connection, auths: Authorizations, sk: SealedKey, digest: b
     """ECDSA by an SK over a SHA-256 digest: r || s, 64 bytes."""
 
     def run(tpm: ESAPI, session: ESYS_TR) -> bytes:
+        from tpm2_pytss import TPMT_TK_HASHCHECK
+        from tpm2_pytss.constants import TPM2_RH, TPM2_ST
+
         with _loaded(connection, tpm, sk, auths, session) as key:
-            made = tpm.sign(key, digest, _no_scheme(), session1=session)  # its parts live as long as it does
+            ticket = TPMT_TK_HASHCHECK(tag=TPM2_ST.HASHCHECK, hierarchy=TPM2_RH.NULL)  # the digest is not the TPM's
+            made = tpm.sign(key, digest, _no_scheme(), ticket, session1=session)  # its parts live as long as it does
             ecdsa = made.signature.ecdsa
             return b"".join(bytes(each).rjust(COORDINATE_SIZE, b"\0") for each in (ecdsa.signatureR, ecdsa.signatureS))
 

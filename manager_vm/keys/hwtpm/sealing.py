@@ -78,7 +78,8 @@ def _satisfy(tpm: ESAPI, authorised: ESYS_TR, session: ESYS_TR, authority: Verif
     with flushed(tpm, key):
         ticket = tpm.verify_signature(key, _digest(approval), _signature(approval.ticket))
     name = policy.name(policy.public_area(authority))
-    tpm.policy_authorize(authorised, approval.policy, name, ticket, policy.POLICY_REF)
+    # by name: tpm2-pytss 2 and 3 have another order
+    tpm.policy_authorize(authorised, approval.policy, policy_ref=policy.POLICY_REF, key_sign=name, check_ticket=ticket)
 
 
 def _digest(approval: Approval) -> bytes:
