@@ -10,17 +10,21 @@ import logging
 import os
 import stat
 from dataclasses import dataclass
+from pathlib import Path
 
 from manager_vm import packages
 from manager_vm.config import Config
-from manager_vm.errors import ConfigError, RollbackError
+from manager_vm.errors import ConfigError, IntegrityError, RollbackError, StoreError
 from manager_vm.keys.anchor import FileAnchor
 from manager_vm.keys.ek_ca import EkCa
 from manager_vm.keys.keyslot import KeyFile
 from manager_vm.server import provision
+from manager_vm.server.journal import Journal
+from manager_vm.server.verbs import VERSION
 from manager_vm.store import atomic
+from manager_vm.store.audit import AuditLog
 from manager_vm.store.manifest import Manifest
-from manager_vm.store.records import Contents
+from manager_vm.store.records import AuditHead, Contents
 from manager_vm.vtpm import swtpm
 from manager_vm.vtpm.registry import Registry
 from manager_vm.vtpm.run import Launcher
@@ -36,6 +40,7 @@ class Opened:
     """What boot hands to the daemon. ``lock_fd`` is held until the process ends."""
 
     manifest: Manifest
+    journal: Journal
     registry: Registry
     warnings: list[str]
     lock_fd: int
@@ -50,6 +55,9 @@ def open_manager(config: Config) -> Opened:
     manifest = _open_manifest(config)
     contents = manifest.contents
     _check_uids(config, contents)
+    known = len(warnings)
+    journal = Journal(_open_audit(config.state_dir, contents.audit, warnings), manifest)
+    journal.start(VERSION, broken=len(warnings) > known)
     registry = Registry(
         manifest,
         _disk(config),
@@ -59,7 +67,7 @@ def open_manager(config: Config) -> Opened:
         patience=_PATIENCE,
     )
     registry.recover()
-    return Opened(manifest, registry, warnings, lock_fd)
+    return Opened(manifest, journal, registry, warnings, lock_fd)
 
 
 def _check_programs(config: Config) -> list[str]:
@@ -118,6 +126,16 @@ def _provisioned(contents: Contents, config: Config) -> Contents:
     new = provision.from_directory(contents, config.authority_dir)
     provision.announce(new)
     return new
+
+
+def _open_audit(directory: Path, anchored: AuditHead, warnings: list[str]) -> AuditLog:
+    """The audit log; one that is not what was anchored is put aside, reported, and begun anew behind the anchor."""
+    try:
+        return AuditLog.open(directory, anchored)
+    except (IntegrityError, StoreError) as error:
+        log.error("AUDIT LOG BROKEN: %s", error)
+        warnings.append(f"{error}; what is left is in {directory}/audit.broken.1, a new chain says so")
+        return AuditLog.restart(directory, anchored, str(error))
 
 
 def _disk(config: Config) -> Disk:
