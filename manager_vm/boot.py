@@ -10,10 +10,11 @@ import logging
 import os
 import stat
 from dataclasses import dataclass
+from pathlib import Path
 
 from manager_vm import packages, systemd
 from manager_vm.config import Config
-from manager_vm.errors import ConfigError, IntegrityError
+from manager_vm.errors import ConfigError, IntegrityError, StoreError
 from manager_vm.keys import approvals
 from manager_vm.keys.anchor import NvAnchor
 from manager_vm.keys.ek_ca import EkCa
@@ -21,9 +22,12 @@ from manager_vm.keys.hwtpm import auths
 from manager_vm.keys.hwtpm.connection import Connection
 from manager_vm.keys.keyslot import Keyslot
 from manager_vm.platform import Platform
+from manager_vm.server.journal import Journal
+from manager_vm.server.verbs import VERSION
 from manager_vm.store import atomic
+from manager_vm.store.audit import AuditLog
 from manager_vm.store.manifest import Manifest
-from manager_vm.store.records import Contents
+from manager_vm.store.records import AuditHead, Contents
 from manager_vm.vtpm import swtpm
 from manager_vm.vtpm.registry import Registry
 from manager_vm.vtpm.run import Launcher
@@ -40,6 +44,7 @@ class Opened:
     """What boot hands to the daemon."""
 
     manifest: Manifest
+    journal: Journal
     registry: Registry
 
 
@@ -71,6 +76,9 @@ def open_manager(ground: Ground) -> Opened:
     manifest = _open_manifest(config, ground.tpm)
     contents = manifest.contents
     _check_uids(config, contents)
+    known = len(ground.warnings)
+    journal = Journal(_open_audit(config.state_dir, contents.audit, ground.warnings), manifest)
+    journal.start(VERSION, broken=len(ground.warnings) > known)
     registry = Registry(
         manifest,
         _disk(config),
@@ -80,7 +88,7 @@ def open_manager(ground: Ground) -> Opened:
         patience=_PATIENCE,
     )
     registry.recover()
-    return Opened(manifest, registry)
+    return Opened(manifest, journal, registry)
 
 
 def _check_programs(config: Config) -> list[str]:
@@ -132,6 +140,16 @@ def _open_manifest(config: Config, tpm: Connection) -> Manifest:
     if manifest.contents.owner != srk:
         raise IntegrityError("the manifest belongs to another platform than this keyslot; restore the state disk whole")
     return manifest
+
+
+def _open_audit(directory: Path, anchored: AuditHead, warnings: list[str]) -> AuditLog:
+    """The audit log; one that is not what was anchored is put aside, reported, and begun anew behind the anchor."""
+    try:
+        return AuditLog.open(directory, anchored)
+    except (IntegrityError, StoreError) as error:
+        log.error("AUDIT LOG BROKEN: %s", error)
+        warnings.append(f"{error}; what is left is in {directory}/audit.broken.1, a new chain says so")
+        return AuditLog.restart(directory, anchored, str(error))
 
 
 def _disk(config: Config) -> Disk:

@@ -52,6 +52,7 @@ VERBS = {
     "key": "[offline] make a signature key",
     "provision": "tell a new manager its authority and first operators: once, by whoever comes first",
     "operator": "[signed] add or remove an operator by a statement of the authority, or list them",
+    "audit": "[signed] the manager's audit log: shown, followed, verified; `audit verify FILE` needs no manager",
     "doctor": "what this machine has and lacks",
     "completion": "print shell completion: source <(vtpmctl completion bash)",
     "names": "the names of all vTPMs, one a line",
@@ -167,6 +168,27 @@ never comes back. The last admin can only be replaced. 'list' is for every opera
 examples:
   vtpmctl --key alice.key operator add bob.json
   vtpmctl operator list
+""",
+    "audit": """\
+For admins and auditors. One line an entry: number, time (the host's clock), event. A
+changing request has an entry before it is performed (request) and one after it
+(outcome); refused signed requests, boots, wiring, failures, quarantine, provisioning,
+start and end of the manager have theirs. Each entry has the hash of the one before; the
+newest hash is in the anchored manifest. Entries of the time since the last commit are
+marked: a crash may leave them for anybody to change, and the entry 'manager started'
+says how many of them were found.
+
+--follow N shows entry N and all behind it, then waits for more; --verify fetches the
+whole log and checks the chain up to the anchored head.
+
+verify FILE checks a copy of audit.log, with audit.log.1 ... beside it, without a manager.
+Whether the newest entries were cut off, only --head tells: the digest of an entry that
+is known to be anchored, as --verify and `audit --json` print it. Exit code 6 if the
+chain is broken.
+
+examples:
+  vtpmctl --key carol.key audit --last 50
+  vtpmctl audit verify /mnt/backup/audit.log --head 5e8f...
 """,
     "doctor": """\
 Looks at programs, versions, devices and memory of this machine, and at the manager if

@@ -12,8 +12,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from manager_vm.errors import ConfigError, TrustError
+from manager_vm.errors import ConfigError, RemoteProtocolError, TrustError
 from manager_vm.server import provision
+from manager_vm.server.journal import Journal
 from manager_vm.server.verbs import ADMIN, Verbs
 from manager_vm.store.manifest import Manifest
 from manager_vm.trust import request, roster, rules
@@ -22,12 +23,15 @@ from manager_vm.wire.admin import Request, SignedRequest
 
 log = logging.getLogger(__name__)
 
+_MAX_LINES = 400_000  # bytes of the audit log in one reply
+
 
 class Desk:
     """Thread-safe."""
 
-    def __init__(self, manifest: Manifest, verbs: Verbs) -> None:
+    def __init__(self, manifest: Manifest, journal: Journal, verbs: Verbs) -> None:
         self._manifest = manifest
+        self._journal = journal
         self._verbs = verbs
         self._nonces = Nonces()
         self._lock = threading.Lock()  # of the nonces
@@ -44,11 +48,17 @@ class Desk:
         rules.demand_provisioned("anything that is signed", provisioned=bool(contents.authority))
         try:
             found = self._authorise(message)
-        except TrustError as error:
+        except (TrustError, RemoteProtocolError) as error:
             log.warning("a signed request was refused: %s", error)
+            if message.key in contents.operators:  # of strangers there may be any number
+                self._journal.refused(message.key, error)
             raise
+        performed = Request(message.id, found.verb, found.args)
+        if not rules.changes(found.verb):
+            return self._perform(performed)
         log.info("operator %s: %s %s", found.operator.name, found.verb, found.args.get("name", ""))
-        return self._perform(Request(message.id, found.verb, found.args))
+        with self._journal.request(found.operator, found.verb, found.args):
+            return self._perform(performed)
 
     def _authorise(self, message: SignedRequest) -> Authorised:
         contents = self._manifest.contents
@@ -87,6 +97,15 @@ class Desk:
         found = roster.operators(contents.authority, contents.operators)
         return [{"name": x.name, "role": str(x.role), "serial": x.serial, "key": x.key.id} for x in found]
 
+    def audit(self, args: dict[str, Any]) -> dict[str, Any]:
+        """Lines of the audit log behind number ``after`` (negative: from the end); how far it goes and is anchored."""
+        after, audit = args.get("after", 0), self._journal.audit
+        if not isinstance(after, int) or isinstance(after, bool):
+            raise ConfigError("name the entry after which to begin by its number")
+        anchored, head = self._manifest.contents.audit, audit.head
+        lines = audit.read(max(head.count + after, 0) if after < 0 else after, _MAX_LINES)
+        return {"lines": lines, "count": head.count, "anchored": anchored.count, "digest": anchored.digest}
+
 
 def _statement(args: dict[str, Any]) -> bytes:
     statement = args.get("statement")
@@ -100,4 +119,5 @@ OWN: dict[str, Callable[[Desk, dict[str, Any]], Any]] = {
     "operator_add": Desk.operator_add,
     "operator_remove": Desk.operator_remove,
     "operators": Desk.operators,
+    "audit": Desk.audit,
 }

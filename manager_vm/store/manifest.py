@@ -63,6 +63,7 @@ class Manifest:
         self._turn = threading.Condition()
         self._writing = False
         self._rename_due = False  # the anchored copy is still called manifest.pending
+        self.before_commit: Callable[[Contents, Contents], Contents] | None = None  # (old, new) -> what is committed
 
     @classmethod
     def create(cls, directory: Path, root: Key, anchor: Anchor, contents: Contents) -> Manifest:
@@ -113,10 +114,7 @@ class Manifest:
         self._writing = True
         failure: VtpmManagerError | None = StoreError("another change broke off this commit; try again")
         try:
-            contents = _apply(batch, self._contents)
-            failure = self._try_write(contents)
-            if failure is None:
-                self._contents = contents
+            failure = self._try_write(_apply(batch, self._contents))
         finally:
             self._writing = False
             for commit in batch:
@@ -130,11 +128,14 @@ class Manifest:
             return None
         self._turn.release()
         try:
+            if self.before_commit is not None:
+                contents = self.before_commit(self._contents, contents)
             self._write(contents)
         except VtpmManagerError as error:
             return error
         finally:
             self._turn.acquire()
+        self._contents = contents
         return None
 
     def _write(self, contents: Contents) -> None:
