@@ -141,14 +141,14 @@ def test_nothing_is_left_when_the_host_side_is_killed(saved_manager: Saved) -> N
         "from image.host.host import Host; from image.host.saved import Saved\n"
         "host = Host(Path(sys.argv[1]), Path(sys.argv[2]), firmware=True)\n"
         "vm = host.start_manager(Saved(Path(sys.argv[3])))\n"
-        "print(vm.pid, host.hwtpm_pid, flush=True); time.sleep(60)\n"
+        "print(vm.pid, host.hwtpm.pid, host.hwtpm.swtpm_pid, flush=True); time.sleep(60)\n"
     )
     with vms.short_directory() as directory:
         argv = [sys.executable, "-c", program, str(directory), str(vms.IMAGES), str(saved_manager.directory)]
         child = subprocess.Popen(argv, stdout=subprocess.PIPE, cwd=vms.ROOT)
         assert child.stdout is not None
         pids = [int(word) for word in child.stdout.readline().split()]
-        assert len(pids) == 2 and all(os.path.exists(f"/proc/{pid}") for pid in pids)
+        assert len(pids) == 3 and all(os.path.exists(f"/proc/{pid}") for pid in pids)
         child.send_signal(signal.SIGKILL)
         child.wait()
         child.stdout.close()
