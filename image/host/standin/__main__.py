@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import resource
 import signal
 import socket
 import sys
@@ -22,6 +23,10 @@ def main() -> int:
     parser.add_argument("--owner", type=int, help="descriptor of a seqpacket socket: end when its other end closes")
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE, (most, most)
+    )  # swtpm 0.7.1 loses a descriptor at each INIT but the first
     owner = None if args.owner is None else socket.socket(fileno=args.owner)
     try:
         serve(args.directory.absolute(), Arriving(args.arriving), owner, _ready)
