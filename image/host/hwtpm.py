@@ -9,7 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from image.host.process import Process
-from image.host.standin.server import SOCKET
+from image.host.standin.server import PID, SOCKET
 from image.host.standin.session import Arriving
 from manager_vm.errors import ConfigError, HostError
 
@@ -53,18 +53,20 @@ class HardwareTpm:
         with link:
             self._process = Process("the hardware TPM's stand-in", argv, log, (link.fileno(),))
         try:
-            word, _, number = self._hear(_START, "start").partition(b" ")
-            if word != b"READY":
-                raise HostError(f"the hardware TPM's stand-in says {word!r} (log: {log})")
+            self._hear(_START, "start")
         except HostError:
             self.close()
             raise
-        self.swtpm_pid = int(number)
 
     @property
     def pid(self) -> int:
-        """The stand-in's process; swtpm's is ``swtpm_pid``."""
+        """The stand-in's process."""
         return self._process.pid
+
+    @property
+    def swtpm_pid(self) -> int:
+        """The process behind it."""
+        return int(self._ask(PID))
 
     def running(self) -> bool:
         return self._process.running()
@@ -80,18 +82,17 @@ class HardwareTpm:
 
     @arriving.setter
     def arriving(self, mode: Arriving) -> None:
-        try:
-            self._link.send(mode.encode())
-        except OSError:
-            self._process.wait(1.0)
-            self._process.check()
-            raise HostError("the hardware TPM's stand-in has closed its link") from None
-        self._hear(_ANSWER, f"arriving={mode}")
+        self._ask(mode.encode())
         self._arriving = mode
 
+    def _ask(self, message: bytes) -> bytes:
+        with suppress(OSError):  # it has ended; the answer that does not come tells why
+            self._link.send(message)
+        return self._hear(_ANSWER, message.decode())
+
     def _hear(self, timeout: float, what: str) -> bytes:
-        self._link.settimeout(timeout)
         with suppress(OSError):
+            self._link.settimeout(timeout)
             message = self._link.recv(64)
             if message:
                 return message

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import select
 import socket
 import time
@@ -17,7 +18,8 @@ from manager_vm.wire.swtpm import Cmd, Request
 DEADLINE = 120.0  # seconds for a TPM command
 _CONTROL = 10.0  # seconds for a control command
 _END = 2.0  # seconds for the last TPM command, at the end
-_STATE_FILE = "tpm2-00.permall"
+_STATE_FILE, _LOCK_FILE = "tpm2-00.permall", ".lock"
+_UNLOCK = 2.0  # seconds for the swtpm of a stand-in that was killed to end
 _ANSWERS = {Cmd.CMD_GET_TPMESTABLISHED: 8, Cmd.CMD_RESET_TPMESTABLISHED: 4}  # bytes
 
 
@@ -26,23 +28,35 @@ class Chip:
 
     def __init__(self, directory: Path) -> None:
         self.new = not (directory / _STATE_FILE).exists()  # it was never manufactured before
+        self._directory = directory
+        self._log = directory / "swtpm.log"
+        _await_unlocked(directory)
+        self._start()
+        try:
+            answer = self._exchange(wire.set_buffersize(0), len(wire.buffersize(0, 0, 0)), "SET_BUFFERSIZE")
+        except HostError:
+            self.close()
+            raise
+        self.bounds = int.from_bytes(answer[8:12], "big"), int.from_bytes(answer[12:16], "big")
+
+    def _start(self) -> None:
+        """A process with power."""
         self._locality: int | None = 0
         self._answer = bytearray()
         self._busy_until: float | None = None  # a command is under way
         self._data, data = socket.socketpair()
         self._control, control = socket.socketpair()
         self._control.settimeout(_CONTROL)
-        self._log = directory / "swtpm.log"
-        argv = ["swtpm", "socket", "--tpm2", "--tpmstate", f"dir={directory},mode=0600", "--fd", str(data.fileno())]
+        state = f"dir={self._directory},mode=0600"
+        argv = ["swtpm", "socket", "--tpm2", "--tpmstate", state, "--fd", str(data.fileno())]
         argv += ["--ctrl", f"type=unixio,clientfd={control.fileno()}"]
         with data, control:
             self._process = Process("the hardware TPM (swtpm)", argv, self._log, (data.fileno(), control.fileno()))
         try:
             self._command(wire.init(), "INIT")
-            self.bounds = self._ask_bounds()
         except SwtpmRefusedError as error:
             self.close()
-            raise HostError(f"the hardware TPM in {directory} is damaged: {error} (log: {self._log})") from None
+            raise HostError(f"the hardware TPM in {self._directory} is damaged: {error} (log: {self._log})") from None
         except HostError:
             self.close()
             raise
@@ -60,7 +74,7 @@ class Chip:
         self._init(0)
 
     def load(self, blobs: tuple[Request, ...], buffer_size: int) -> None:
-        """Replace all state. SwtpmRefusedError if it is none; then the TPM has power and is as after a reset."""
+        """Replace all state. SwtpmRefusedError if it is none; then the TPM is what it was, in a new process."""
         self._stop(buffer_size)
         try:
             for blob in blobs:
@@ -68,8 +82,8 @@ class Chip:
                 self._command(message, f"SET_STATEBLOB({blob.kind.name})")
             self._init(wire.PTM_INIT_FLAG_DELETE_VOLATILE)
         except SwtpmRefusedError:
-            self._stop(buffer_size)
-            self._init(0)
+            self.close()  # this one has taken the blobs before the bad one, and would go on with them
+            self._start()
             raise
 
     def forward(self, request: Request) -> bytes:
@@ -92,10 +106,6 @@ class Chip:
     def _init(self, flags: int) -> None:
         self._command(wire.init(flags), "INIT")
         self._locality = None  # whatever it is now: it is said again
-
-    def _ask_bounds(self) -> tuple[int, int]:
-        answer = self._exchange(wire.set_buffersize(0), len(wire.buffersize(0, 0, 0)), "SET_BUFFERSIZE")
-        return int.from_bytes(answer[8:12], "big"), int.from_bytes(answer[12:16], "big")
 
     # -- commands -------------------------------------------------------------------------------------------
 
@@ -206,3 +216,17 @@ class Chip:
         self._data.close()
         self._control.close()
         self._process.close()
+
+
+def _await_unlocked(directory: Path) -> None:
+    """HostError if another swtpm holds the directory."""
+    deadline = time.monotonic() + _UNLOCK
+    with open(directory / _LOCK_FILE, "ab") as file:
+        while True:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise HostError(f"the hardware TPM in {directory} is in use by another host; end that") from None
+            time.sleep(0.01)

@@ -22,6 +22,7 @@ from manager_vm.wire.swtpm import Cmd, Request
 log = logging.getLogger(__name__)
 
 SOCKET = "control.sock"
+READY, PID = b"READY", b"pid"  # to the owner: it serves; from the owner: which process is swtpm
 _MOST = 4  # QEMUs at once; one more waits until another leaves
 _PATIENCE = 5.0  # seconds for the rest of a message, or for a QEMU to take an answer
 _PIECE = 65536  # bytes
@@ -190,7 +191,7 @@ class Server:
     # -- events ---------------------------------------------------------------------------------------------
 
     def _obey(self) -> None:
-        """The owner chooses what an arriving VM finds, or has gone."""
+        """The owner chooses what an arriving VM finds, asks, or has gone."""
         assert self._owner is not None
         message = b""
         with suppress(ConnectionResetError):
@@ -198,6 +199,8 @@ class Server:
         if message in [each.encode() for each in Arriving]:
             self.desk.arriving = Arriving(message.decode())
             self._owner.send(b"ok")
+        elif message == PID:
+            self._owner.send(str(self.chip.pid).encode())
         else:
             self._stopped = True
 
@@ -286,7 +289,7 @@ def serve(directory: Path, arriving: Arriving, owner: socket.socket | None, read
         ready(server)
         with suppress(BrokenPipeError):
             if owner is not None:
-                owner.send(f"READY {server.chip.pid}".encode())
+                owner.send(READY)
         server.run()
     finally:
         server.close()
