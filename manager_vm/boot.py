@@ -18,9 +18,10 @@ from manager_vm.errors import ConfigError, IntegrityError, StoreError
 from manager_vm.keys import approvals
 from manager_vm.keys.anchor import NvAnchor
 from manager_vm.keys.ek_ca import EkCa
+from manager_vm.keys.enrolment import Enrolment
 from manager_vm.keys.hwtpm import auths
 from manager_vm.keys.hwtpm.connection import Connection
-from manager_vm.keys.keyslot import Keyslot
+from manager_vm.keys.keyslot import Keyslot, RootKey
 from manager_vm.platform import Platform
 from manager_vm.server.journal import Journal
 from manager_vm.server.verbs import VERSION
@@ -46,6 +47,7 @@ class Opened:
     manifest: Manifest
     journal: Journal
     registry: Registry
+    enrolment: Enrolment
 
 
 class Ground:
@@ -63,6 +65,7 @@ class Ground:
             os.close(self._lock_fd)
             raise
         self.tpm = self._platform.tpm
+        self.vendor_ca = self._platform.vendor_ca
 
     def close(self) -> None:
         """Let go of the TPM and the directory."""
@@ -73,7 +76,7 @@ class Ground:
 def open_manager(ground: Ground) -> Opened:
     """Open the state directory and take up all vTPMs."""
     config = ground.config
-    manifest = _open_manifest(config, ground.tpm)
+    manifest, root = _open_manifest(config, ground.tpm)
     contents = manifest.contents
     _check_uids(config, contents)
     known = len(ground.warnings)
@@ -88,7 +91,8 @@ def open_manager(ground: Ground) -> Opened:
         patience=_PATIENCE,
     )
     registry.recover()
-    return Opened(manifest, journal, registry)
+    authorizations = auths.derive(root, contents.owner)
+    return Opened(manifest, journal, registry, Enrolment(ground.tpm, authorizations, manifest))
 
 
 def _check_programs(config: Config) -> list[str]:
@@ -124,7 +128,7 @@ def _own_uids(config: Config) -> bool:
     return os.geteuid() == 0 and config.uid_base > 0
 
 
-def _open_manifest(config: Config, tpm: Connection) -> Manifest:
+def _open_manifest(config: Config, tpm: Connection) -> tuple[Manifest, RootKey]:
     """Unseal (or take what the daemon before this one has unsealed), then find the one true manifest."""
     state = config.state_dir
     slot = Keyslot(state / "keyslot", tpm)
@@ -139,7 +143,7 @@ def _open_manifest(config: Config, tpm: Connection) -> Manifest:
     manifest = Manifest.load(state, root, NvAnchor(tpm, auths.derive(root, srk).anchor))
     if manifest.contents.owner != srk:
         raise IntegrityError("the manifest belongs to another platform than this keyslot; restore the state disk whole")
-    return manifest
+    return manifest, root
 
 
 def _open_audit(directory: Path, anchored: AuditHead, warnings: list[str]) -> AuditLog:

@@ -36,6 +36,10 @@ RULES: dict[str, Rule] = {
     "operator_add": _ADMINS,
     "operator_remove": _ADMINS,
     "operators": Rule(frozenset(Role), changes=False),
+    "platform_show": Rule(frozenset(Role), changes=False),
+    "platform_evidence": _ADMINS,
+    "platform_activate": _ADMINS,
+    "platform_install": _ADMINS,
     "audit": Rule(frozenset({Role.ADMIN, Role.AUDITOR}), changes=False),
 }
 
