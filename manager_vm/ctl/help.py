@@ -51,6 +51,9 @@ VERBS = {
     "authority": "[offline] sign what managers must know: which images may unseal, who operates them",
     "key": "[offline] make a signature key",
     "provision": "tell a new manager its authority and first operators: once, by whoever comes first",
+    "approve": "[signed] let an image unseal the root key from its next boot on: an approval of the authority",
+    "revoke": "[signed] forbid images to unseal, for ever: a revocation of the authority, which the TPM enforces",
+    "approvals": "which images may unseal the root key there, and which not any more",
     "operator": "[signed] add or remove an operator by a statement of the authority, or list them",
     "audit": "[signed] the manager's audit log: shown, followed, verified; `audit verify FILE` needs no manager",
     "doctor": "what this machine has and lacks",
@@ -159,6 +162,25 @@ again. `dev` and the simulated host do all this by themselves, with an authority
 directory named authority.
 
 example: vtpmctl -m /run/vtpm provision authority.pub alice.json --approval 0.json
+""",
+    "approve": """\
+Upgrade in place: have the authority approve the new image, 'approve' it here, power the
+manager VM down (every vTPM is parked) and start it from the new image: all vTPMs resume,
+with PCRs and sessions, and nothing is sealed anew. Then 'revoke' the old one. An approval
+that is revoked here already is refused: that would be a downgrade.
+
+example: vtpmctl -m /run/vtpm approve approvals/3.json
+""",
+    "revoke": """\
+Sets bits in an NV index of the hardware TPM that nothing clears: an image whose approval
+is revoked cannot unseal, whatever lies on its disk. Refused if no approval would be left:
+the manager could not start again. --force insists.
+
+example: vtpmctl -m /run/vtpm revoke revocations/0.json
+""",
+    "approvals": """\
+Columns: NUMBER, the approval's bit in the TPM; STATE, approved or revoked; IMAGE, what
+the authority calls it ("-": revoked, and not known here).
 """,
     "operator": """\
 FILE.json is signed by the authority: an enrolment (add) or a removal (remove). A name

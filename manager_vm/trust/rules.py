@@ -36,6 +36,9 @@ RULES: dict[str, Rule] = {
     "operator_add": _ADMINS,
     "operator_remove": _ADMINS,
     "operators": Rule(frozenset(Role), changes=False),
+    "approve": _ADMINS,
+    "revoke": _ADMINS,
+    "approvals": _ANYBODY,
     "audit": Rule(frozenset({Role.ADMIN, Role.AUDITOR}), changes=False),
 }
 

@@ -200,7 +200,15 @@ def manager(monkeypatch: pytest.MonkeyPatch) -> FakeManager:
 
 
 ADMIN, HOST = Path("/run/vtpm/admin.sock"), Path("/run/vtpm/host.sock")
-OTHERS = {"challenge", "provision", "operator_add", "operator_remove", "audit"}  # see the tests about them
+OTHERS = {
+    "challenge",
+    "provision",
+    "operator_add",
+    "operator_remove",
+    "approve",
+    "revoke",
+    "audit",
+}  # see the tests about them
 SERVED = {*verbs.ADMIN, *desk.OWN, *reception.SERVED}
 REQUESTS: list[tuple[str, Path, str, dict[str, Any]]] = [
     ("status", ADMIN, "status", {}),
@@ -214,6 +222,7 @@ REQUESTS: list[tuple[str, Path, str, dict[str, Any]]] = [
     ("info web", ADMIN, "info", {"name": "web"}),
     ("destroy web --yes", ADMIN, "destroy", {"name": "web"}),
     ("operator list", ADMIN, "operators", {}),
+    ("approvals", ADMIN, "approvals", {}),
     ("attach web", HOST, "attach", {"name": "web", "channel": None, "boot": None}),
     ("attach web ivshmem --boot 3", HOST, "attach", {"name": "web", "channel": "ivshmem", "boot": 3}),
     ("detach web", HOST, "detach", {"name": "web"}),
@@ -251,6 +260,12 @@ def test_a_statement_goes_to_the_manager_as_it_is(manager: FakeManager, tmp_path
         assert manager.asked.pop() == (ADMIN, f"operator_{action}", {"statement": b"{}"})
         assert main.main(["operator", action]) == ConfigError.exit_code
     assert main.main(["operator", "list", str(statement)]) == ConfigError.exit_code
+    assert main.main(["approve", str(statement)]) == main.main(["revoke", str(statement), "--force"]) == 0
+    assert manager.asked == [
+        (ADMIN, "approve", {"statement": b"{}"}),
+        (ADMIN, "revoke", {"statement": b"{}", "force": True}),
+    ]
+    manager.asked.clear()
     public = str(tmp_path / "authority/authority.pub")
     assert main.main(["provision", public, str(statement), "--approval", str(statement)]) == 0
     order = {"authority": authority.public.der, "operators": [b"{}"], "approvals": [b"{}"]}
