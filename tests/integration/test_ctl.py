@@ -253,7 +253,7 @@ def completed(script: Path, vtpmctl: str, *words: str) -> list[str]:
 def test_a_completion_script_is_one_that_its_shell_can_read(scripts: dict[str, Path], shell: str) -> None:
     if shell == "fish" and not shutil.which("fish"):
         lines = scripts[shell].read_text().splitlines()
-        assert len(lines) == 4 and all(line.startswith("complete -c vtpmctl ") for line in lines)
+        assert len(lines) == 7 and all(line.startswith("complete -c vtpmctl ") for line in lines)
         return
     reader = shell if shutil.which(shell) else "bash"  # zsh's is bash's behind bashcompinit
     done = subprocess.run([reader, "-n", str(scripts[shell])], capture_output=True, text=True)
