@@ -11,6 +11,9 @@
 
 The appliance is started with QEMU's ``-kernel uki.efi``: no boot loader, no partition table. PCR 0 to 3 and 5 to 7
 depend on firmware and machine, PCR 15 on the boot: expect nothing of them.
+
+A manager caps PCR 11 once it has unsealed its root key. An approval binds the value before, a quote of a manager that
+serves shows the value after.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from manager_vm.errors import BuildError
+from manager_vm.trust.pcrs import CAPPED_PCR, capped
 
 PHASES = ("sysinit", "ready")  # the initrd has no systemd, so neither enter-initrd nor leave-initrd
 
@@ -52,6 +56,19 @@ def expected(image: Path) -> dict[str, str]:
         "13": _ZERO,
     }
     return {pcr: value.hex() for pcr, value in values.items()}
+
+
+def after_cap(values: dict[str, str]) -> dict[str, str]:
+    """PCR -> value (hex) where it is another one as soon as the manager has unsealed its root key."""
+    pcr = str(CAPPED_PCR)
+    return {pcr: capped(bytes.fromhex(values[pcr])).hex()}
+
+
+def report(image: Path) -> str:
+    """What ``vtpmctl authority approve`` reads: the expected values in JSON, and of which uki.efi they are."""
+    values, uki = expected(image), _sha256((image / "uki.efi").read_bytes()).hex()
+    told = {"bank": "sha256", "pcrs": values, "after_cap": after_cap(values), "uki": uki}
+    return json.dumps(told, indent=2) + "\n"
 
 
 def _extend(pcr: bytes, *digests: bytes) -> bytes:
@@ -152,8 +169,12 @@ def _authenticode(image: bytes) -> bytes:
 
 
 def as_text(values: dict[str, str]) -> str:
-    """One line a PCR."""
-    return "\n".join(f"PCR {pcr.ljust(2)} (SHA-256) {value}" for pcr, value in values.items())
+    """One line a PCR, then those that the manager changes."""
+    lines = [f"PCR {pcr.ljust(2)} (SHA-256) {value}" for pcr, value in values.items()]
+    lines += [
+        f"PCR {pcr.ljust(2)} (SHA-256) {value} once its manager serves" for pcr, value in after_cap(values).items()
+    ]
+    return "\n".join(lines)
 
 
 def main() -> int:
@@ -163,14 +184,11 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args()
     try:
-        values = expected(args.image)
+        text = report(args.image) if args.json else as_text(expected(args.image)) + "\n"
     except (BuildError, OSError) as error:
         print(f"image.measure: {error}", file=sys.stderr)
         return BuildError.exit_code
-    if args.json:
-        print(json.dumps({"bank": "sha256", "pcrs": values}, indent=2))
-    else:
-        print(as_text(values))
+    print(text, end="")
     return 0
 
 

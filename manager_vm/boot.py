@@ -1,7 +1,7 @@
-"""From a configuration to an opened store: lock, root key, anchor, manifest, vTPMs. Everything here may refuse.
+"""From a configuration to an opened store: lock, hardware TPM, root key, manifest, vTPMs. Everything here may refuse.
 
-First start on an empty state directory: root key, then manifest and anchor are made. An interrupted first
-start is repeated; a state directory that misses a part later on is an error, never made anew.
+A state directory that nobody has provisioned yet is told apart (``provision``); one that misses a part later on is an
+error, never made anew.
 """
 
 from __future__ import annotations
@@ -12,13 +12,16 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from manager_vm import packages
+from manager_vm import packages, systemd
 from manager_vm.config import Config
-from manager_vm.errors import ConfigError, IntegrityError, RollbackError, StoreError
-from manager_vm.keys.anchor import FileAnchor
+from manager_vm.errors import ConfigError, IntegrityError, StoreError
+from manager_vm.keys import approvals
+from manager_vm.keys.anchor import NvAnchor
 from manager_vm.keys.ek_ca import EkCa
-from manager_vm.keys.keyslot import KeyFile
-from manager_vm.server import provision
+from manager_vm.keys.hwtpm import auths
+from manager_vm.keys.hwtpm.connection import Connection
+from manager_vm.keys.keyslot import Keyslot
+from manager_vm.platform import Platform
 from manager_vm.server.journal import Journal
 from manager_vm.server.verbs import VERSION
 from manager_vm.store import atomic
@@ -32,32 +35,50 @@ from manager_vm.vtpm.steps import Disk
 
 log = logging.getLogger(__name__)
 
+_KEPT = "root-key"  # its name in systemd's store
 _PATIENCE = 130.0  # seconds an operator's verb waits for a command that executes (above the command deadline)
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """What boot hands to the daemon. ``lock_fd`` is held until the process ends."""
+    """What boot hands to the daemon."""
 
     manifest: Manifest
     journal: Journal
     registry: Registry
-    warnings: list[str]
-    lock_fd: int
 
 
-def open_manager(config: Config) -> Opened:
+class Ground:
+    """What everything stands on: programs that work, a state directory that is ours alone, the hardware TPM."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.warnings = _check_programs(config)
+        _make_directories(config)
+        self._lock_fd = atomic.lock_directory(config.state_dir)
+        try:
+            atomic.remove_temporaries(config.state_dir)
+            self._platform = Platform(config)
+        except BaseException:
+            os.close(self._lock_fd)
+            raise
+        self.tpm = self._platform.tpm
+
+    def close(self) -> None:
+        """Let go of the TPM and the directory."""
+        self._platform.close()
+        os.close(self._lock_fd)
+
+
+def open_manager(ground: Ground) -> Opened:
     """Open the state directory and take up all vTPMs."""
-    warnings = _check_programs(config)
-    _make_directories(config)
-    lock_fd = atomic.lock_directory(config.state_dir)
-    atomic.remove_temporaries(config.state_dir)
-    manifest = _open_manifest(config)
+    config = ground.config
+    manifest = _open_manifest(config, ground.tpm)
     contents = manifest.contents
     _check_uids(config, contents)
-    known = len(warnings)
-    journal = Journal(_open_audit(config.state_dir, contents.audit, warnings), manifest)
-    journal.start(VERSION, broken=len(warnings) > known)
+    known = len(ground.warnings)
+    journal = Journal(_open_audit(config.state_dir, contents.audit, ground.warnings), manifest)
+    journal.start(VERSION, broken=len(ground.warnings) > known)
     registry = Registry(
         manifest,
         _disk(config),
@@ -67,7 +88,7 @@ def open_manager(config: Config) -> Opened:
         patience=_PATIENCE,
     )
     registry.recover()
-    return Opened(manifest, journal, registry, warnings, lock_fd)
+    return Opened(manifest, journal, registry)
 
 
 def _check_programs(config: Config) -> list[str]:
@@ -103,29 +124,22 @@ def _own_uids(config: Config) -> bool:
     return os.geteuid() == 0 and config.uid_base > 0
 
 
-def _open_manifest(config: Config) -> Manifest:
-    directory = config.state_dir
-    keyslot, anchor = KeyFile(directory / "rootkey"), FileAnchor(directory / "anchor")
-    if anchor.exists() or (directory / "manifest").exists():
-        manifest = Manifest.load(directory, keyslot.open(), anchor)
-        manifest.commit(lambda contents: _provisioned(contents, config))
-        return manifest
-    if any(any((directory / part).iterdir()) for part in ("blobs", "runs")):
-        raise RollbackError(f"{directory} holds vTPMs but no manifest and no anchor; restore the newest state disk")
-    log.info("empty state directory %s: making a root key, a CA and the first manifest", directory)
-    root = keyslot.open() if keyslot.exists() else keyslot.create()
-    ca = EkCa.create("vTPM manager EK CA")
-    first = Contents(serial=1, ca_certificate=ca.certificate, ca_key=ca.private_bytes())
-    return Manifest.create(directory, root, anchor, _provisioned(first, config))
-
-
-def _provisioned(contents: Contents, config: Config) -> Contents:
-    """``dev`` has an authority of its own machine; every other manager waits for 'provision'."""
-    if contents.authority or config.authority_dir is None:
-        return contents
-    new = provision.from_directory(contents, config.authority_dir)
-    provision.announce(new)
-    return new
+def _open_manifest(config: Config, tpm: Connection) -> Manifest:
+    """Unseal (or take what the daemon before this one has unsealed), then find the one true manifest."""
+    state = config.state_dir
+    slot = Keyslot(state / "keyslot", tpm)
+    kept = systemd.kept(_KEPT)
+    if kept is not None:
+        root = slot.retained(kept)
+    else:
+        found = approvals.load(state / "approvals", slot.read().authority)
+        root = slot.open(found.approvals, found.complaints)
+        systemd.keep(_KEPT, root.reveal())
+    srk = slot.read().srk
+    manifest = Manifest.load(state, root, NvAnchor(tpm, auths.derive(root, srk).anchor))
+    if manifest.contents.owner != srk:
+        raise IntegrityError("the manifest belongs to another platform than this keyslot; restore the state disk whole")
+    return manifest
 
 
 def _open_audit(directory: Path, anchored: AuditHead, warnings: list[str]) -> AuditLog:

@@ -19,13 +19,15 @@ class Config:
     seconds after which a vTPM that does not answer is killed. ``strict``: refuse known-vulnerable swtpm and libtpms
     instead of warning. ``own_host``: this process is its own host side (``dev``): it names the running boot of
     every wired vTPM itself. ``authority_dir``: an authority of this machine, made if there is none, that the manager
-    takes as its own when it has none (``dev``).
+    takes as its own when it has none (``dev``). ``hwtpm``: the hardware TPM, ``device:PATH``, or ``swtpm:DIR`` for
+    ``dev``'s stand-in.
     """
 
     state_dir: Path
     run_dir: Path
     admin: str
     host_link: str
+    hwtpm: str = "device:/dev/tpmrm0"
     swtpm: str = "swtpm"
     uid_base: int = 200_000
     command_deadline: float = 120.0
@@ -54,6 +56,7 @@ def for_dev(directory: Path, *, root: bool) -> Config:
         run_dir=directory,
         admin=f"unix:{directory / 'admin.sock'}",
         host_link=f"unix:{directory / 'host.sock'}",
+        hwtpm=f"swtpm:{directory / 'hwtpm'}",
         uid_base=200_000 if root else 0,
         strict=False,
         own_host=True,

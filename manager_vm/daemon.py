@@ -6,17 +6,17 @@ import logging
 import os
 import select
 import signal
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Protocol
 
-from manager_vm import boot
+from manager_vm import boot, provision, systemd
 from manager_vm.config import Config
 from manager_vm.errors import LocalProtocolError, VtpmManagerError
 from manager_vm.protocol.lifecycle import State
 from manager_vm.server.desk import Desk
 from manager_vm.server.links import Perform, open_link
+from manager_vm.server.reception import Reception
 from manager_vm.server.verbs import HOST, Verbs
 from manager_vm.server.watch import Watch
 from manager_vm.server.wiring import Wiring
@@ -32,7 +32,11 @@ _GRACE = 20.0  # seconds for commands that execute when the manager stops; well 
 def run(config: Config, *, announce: bool = False) -> None:
     """Serve until SIGTERM or SIGINT, then park every vTPM. ``announce``: print READY when serving."""
     with _signals() as stop, ExitStack() as tasks:
-        opened = boot.open_manager(config)
+        ground = boot.Ground(config)
+        tasks.callback(ground.close)
+        if not _provisioned(ground, stop, announce=announce):
+            return
+        opened = boot.open_manager(ground)
         registry = opened.registry
         tasks.callback(_log_errors, opened.journal.close)
         tasks.callback(_log_errors, registry.shut_down)
@@ -43,7 +47,7 @@ def run(config: Config, *, announce: bool = False) -> None:
         if config.own_host:
             wiring.reopen()
             _name_running_boots(opened.registry)
-        verbs = Verbs(opened.manifest, registry, wiring, config, opened.warnings)
+        verbs = Verbs(opened.manifest, registry, wiring, config, ground.warnings)
         host_link = open_link(config.host_link, _guarded(lambda request: verbs.perform(HOST, request)))
         tasks.callback(host_link.close)
         admin_link = open_link(config.admin, _guarded(Desk(opened.manifest, opened.journal, verbs).perform))
@@ -52,7 +56,30 @@ def run(config: Config, *, announce: bool = False) -> None:
         tasks.callback(wiring.hasten, _GRACE)  # the first thing at every end
         _wait(stop, (watch, host_link, admin_link))
         log.info("stopping: every vTPM is parked")
-        _notify("STOPPING=1")
+        systemd.notify("STOPPING=1")
+
+
+def _provisioned(ground: boot.Ground, stop: int, *, announce: bool) -> bool:
+    """Wait until this manager is provisioned; False if it was stopped before."""
+    config, tpm = ground.config, ground.tpm
+    if provision.is_done(config.state_dir, tpm):
+        return True
+    if config.authority_dir is not None:
+        provision.perform(config.state_dir, tpm, provision.by_local_authority(tpm, config.authority_dir))
+        return True
+    reception = Reception(lambda order: provision.perform(config.state_dir, tpm, order), ground.warnings)
+    link = open_link(config.admin, _guarded(reception.perform))
+    try:
+        _ready(announce=False)
+        log.warning("this manager has no authority yet: it serves 'status' and 'provision' only")
+        while not reception.done.is_set():
+            if select.select([stop], [], [], _LOOK)[0]:
+                return False
+            if not link.alive:
+                raise LocalProtocolError("the admin link has ended by itself; the log above says why")
+    finally:
+        link.close()
+    return True
 
 
 class _Task(Protocol):
@@ -116,18 +143,10 @@ def _guarded(perform: Perform) -> Perform:
 
 
 def _ready(announce: bool) -> None:
-    _notify("READY=1")
+    systemd.notify("READY=1")
     log.info("READY")
     if announce:
         print("READY", flush=True)
-
-
-def _notify(text: str) -> None:
-    """Tell systemd (sd_notify(3)); nothing happens outside of it."""
-    where = os.environ.get("NOTIFY_SOCKET")
-    if where:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-            sender.sendto(text.encode(), "\0" + where[1:] if where.startswith("@") else where)
 
 
 def _log_errors(action: Callable[[], None]) -> None:

@@ -16,12 +16,13 @@ LAYERS = (
     {"manager_vm.__main__"},
     {"manager_vm.daemon"},
     {"manager_vm.boot"},
+    {"manager_vm.provision", "manager_vm.platform"},
     {"manager_vm.server"},
     {"manager_vm.vtpm"},
     {"manager_vm.keys"},
     {"manager_vm.store", "manager_vm.vchan"},
     {"manager_vm.protocol", "manager_vm.trust"},
-    {"manager_vm.wire", "manager_vm.crypto", "manager_vm.config", "manager_vm.packages"},
+    {"manager_vm.wire", "manager_vm.crypto", "manager_vm.config", "manager_vm.packages", "manager_vm.systemd"},
     {"manager_vm.errors"},
 )
 ALLOWED = {
@@ -143,3 +144,21 @@ def test_no_two_modules_import_each_other_in_a_cycle() -> None:
     while leaves := {name for name, targets in graph.items() if not targets & graph.keys()}:
         graph = {name: targets for name, targets in graph.items() if name not in leaves}
     assert graph == {}
+
+
+def test_an_image_is_built_and_measured_with_the_standard_library_alone() -> None:
+    known, seen, todo = modules(), set[str](), ["image.builder.__main__", "image.measure"]
+    while todo:
+        name = todo.pop()
+        if name not in seen:
+            seen.add(name)
+            targets = {each for target in imports(known[name].read_text()) for each in _packages_of(target)}
+            todo += targets & known.keys()
+            assert not {target for target in targets if target.split(".")[0] in ("cryptography", "msgpack")}, name
+    assert "manager_vm.trust.pcrs" in seen and "manager_vm.trust.signing" not in seen
+
+
+def _packages_of(name: str) -> set[str]:
+    """The module and the packages that are imported with it."""
+    parts = name.split(".")
+    return {".".join(parts[:count]) for count in range(1, len(parts) + 1)}

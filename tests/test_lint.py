@@ -41,6 +41,11 @@ def test_mypy_strict_finds_nothing() -> None:
     run(sys.executable, "-m", "mypy", *SOURCES)
 
 
+def test_the_repository_holds_no_symbolic_links() -> None:
+    listed = subprocess.run(["git", "ls-files", "-s"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert [line for line in listed.splitlines() if line.startswith("120000")] == []
+
+
 def test_shellcheck_finds_nothing() -> None:
     scripts = [
         p

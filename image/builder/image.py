@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from image import measure
 from image.builder import initrd, packages, root, tree
 from image.builder.kinds import CMDLINE, DIST, Kind
 from image.builder.root import Verity
@@ -39,30 +40,32 @@ class ImageBuild:
         versions = tar.with_suffix(".versions").read_text()
         own = key_of_files(Path(__file__).parent.glob("*"), self._builder.layout.source)
         sources = key_of_files((each.source for each in additions), self._builder.layout.source)
-        key = key_of(
-            [self._profile, versions, self._tools.versions(), own, sources, *(each.place for each in additions)]
-        )
+        places = [each.place + each.link for each in additions]
+        key = key_of([self._profile, versions, self._tools.versions(), own, sources, *places])
         if self._builder.is_fresh(self._step, key, *(target / name for name in (*_FILES, "image.json"))):
             self._builder.say(f"{self._step}: unchanged")
+            self._predict(target)
             return
         self._builder.begin(self._step)
         # beside its target, so that finished files are renamed there
         target.mkdir(parents=True, exist_ok=True)
-        (target / "image.json").unlink(missing_ok=True)
+        for name in ("image.json", "pcrs.json"):
+            (target / name).unlink(missing_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{self._kind.name}-") as folder:
             self._assemble(Path(folder), tar, additions)
             for name in (*_FILES, "image.json"):
                 (Path(folder) / name).rename(target / name)
         self._builder.done(self._step, key)
+        self._predict(target)
         self._builder.say(f"{self._step}: {target}")
 
     def _additions(self) -> list[tree.Addition]:
         """Overlays, modules, other files; a later one takes the place of an earlier one."""
         source = self._builder.layout.source
-        found = [
-            *tree.additions(source / "image/overlay/common"),
-            *tree.additions(source / "image/overlay" / self._kind.name),
-        ]
+        found: list[tree.Addition] = []
+        for name in ("common", self._kind.name):
+            found += tree.additions(source / "image/overlay" / name)
+            found += tree.links(source / "image/overlay" / f"{name}.links")
         for part in self._kind.code:
             found += [each for each in tree.additions(source / part, f"{DIST}/{part}") if each.source.suffix == ".py"]
         found += [tree.Addition(source / part, place) for part, place in self._kind.files]
@@ -111,3 +114,9 @@ class ImageBuild:
             "sha256": {name: sha256_of(folder / name) for name in _FILES},
         }
         (folder / "image.json").write_text(json.dumps(described, indent=2) + "\n")
+
+    def _predict(self, target: Path) -> None:
+        """Write the expected PCR values each time: they depend on measure.py, which no image does."""
+        pending = target / "pcrs.json.tmp"
+        pending.write_text(measure.report(target))
+        pending.rename(target / "pcrs.json")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import re
 import shutil
 import tarfile
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from image.builder.kinds import PRODUCTION_LEFT_OUT, PRODUCTION_PROGRAMS
 from image.builder.steps import EPOCH
+from manager_vm.errors import BuildError
 
 # paths (without the leading "./") that do not go into an image
 _LEFT_OUT = re.compile(
@@ -26,21 +26,32 @@ _DIRECTORY, _FILE, _PROGRAM = 0o755, 0o644, 0o755
 
 @dataclass(frozen=True, slots=True)
 class Addition:
-    """Something of the checkout: ``source`` (file, symbolic link or directory), at ``place`` in the image."""
+    """The file ``source`` of the checkout at ``place`` in the image, or (``link``) a symbolic link that it asks for."""
 
     source: Path
     place: str
+    link: str = ""
 
 
 def additions(root: Path, place: str = "") -> Iterator[Addition]:
-    """All below ``root`` (or the one file ``root``), each with its place; caches of Python stay out."""
+    """All files below ``root`` (or the one file ``root``), each with its place; caches of Python stay out."""
     if not root.is_dir():
         yield Addition(root, place)
         return
     for path in sorted(root.rglob("*")):
         relative = path.relative_to(root)
-        if (path.is_symlink() or path.is_file()) and "__pycache__" not in relative.parts:
+        if path.is_symlink():
+            raise BuildError(f"{path} is a symbolic link\nremedy: name it in a .links file: not every copy keeps links")
+        if path.is_file() and "__pycache__" not in relative.parts:
             yield Addition(path, f"{place}/{relative}".lstrip("/"))
+
+
+def links(listing: Path) -> Iterator[Addition]:
+    """The symbolic links that a file names, one a line: PATH TARGET."""
+    for line in listing.read_text().splitlines() if listing.exists() else ():
+        if line and not line.startswith("#"):
+            place, _, target = line.partition(" ")
+            yield Addition(listing, place, target)
 
 
 def extract(tar: Path, pattern: str, target: Path) -> None:
@@ -101,10 +112,10 @@ class _Writer:
 
     def add(self, each: Addition) -> None:
         """One file or symbolic link. Of its mode only the executable bit is kept: the rest is the checkout's umask."""
-        if each.source.is_symlink():
+        if each.link:
             self.parents(each.place)
             info = self._info(each.place, 0o777)
-            info.type, info.linkname = tarfile.SYMTYPE, os.readlink(each.source)
+            info.type, info.linkname = tarfile.SYMTYPE, each.link
             self._tar.addfile(info)
         else:
             mode = _PROGRAM if each.source.stat().st_mode & 0o100 else _FILE

@@ -58,12 +58,19 @@ class Links:
             given_up.wait(_RETRY)
         return False
 
+    def wait_answering(self, check: Callable[[], None], timeout: float) -> dict[str, Any]:
+        """The manager's status, once it answers, provisioned or not. ``check`` raises if its VM has ended."""
+        return self._wait(lambda: dict(self.admin("status", timeout=2.0)), check, timeout)
+
     def wait_serving(self, check: Callable[[], None], timeout: float) -> dict[str, Any]:
-        """The manager's status, once it serves. ``check`` raises if its VM has ended."""
+        """The same of a manager that serves vTPMs: one that is not provisioned has no host link."""
+        return self._wait(lambda: dict(self.host("status", timeout=2.0)), check, timeout)
+
+    def _wait(self, ask: Callable[[], dict[str, Any]], check: Callable[[], None], timeout: float) -> dict[str, Any]:
         deadline = time.monotonic() + timeout
         while True:
             try:
-                return dict(self.host("status", timeout=2.0))
+                return ask()
             except UnreachableError:
                 check()
                 if time.monotonic() > deadline:

@@ -8,7 +8,8 @@ EPILOG = """\
 -m names the manager: a directory with the sockets admin.sock and host.sock (dev's DIR,
 or the directory of a simulated host), an admin socket, or unix:PATH. Verbs marked [host
 link] go to host.sock beside the admin socket: they are for the program that starts the
-VMs, which alone knows which channel is whose and when a VM was reset.
+VMs, which alone knows which channel is whose and when a VM was reset. Verbs marked
+[offline] ask no manager: they work on files of the machine where the authority's key is.
 
 Verbs marked [signed] need the key of an operator whom the manager's authority has
 enrolled, in a role that reaches as far: admin (everything), operator (create, start,
@@ -48,6 +49,8 @@ VERBS = {
     "release": "[signed] lead a vTPM out of quarantine: checked again, or at a loss that you accept",
     "info": "what the running vTPM says of itself: manufacturer, lockout counter, PCR banks",
     "ek-cert": "an EK certificate, or the CA's, as PEM",
+    "authority": "[offline] sign what managers must know: which images may unseal, who operates them",
+    "key": "[offline] make a signature key",
     "provision": "tell a new manager its authority and first operators: once, by whoever comes first",
     "operator": "[signed] add or remove an operator by a statement of the authority, or list them",
     "audit": "[signed] the manager's audit log: shown, followed, verified; `audit verify FILE` needs no manager",
@@ -146,13 +149,35 @@ examples:
   vtpmctl ek-cert web1 --ca --out ca.pem && vtpmctl ek-cert web1 --out ek.pem
   openssl verify -CAfile ca.pem ek.pem
 """,
-    "provision": """\
-A manager that has no authority serves nothing but reading. It trusts the first one that
-it is told, and says so in its log; after that only enrolled operators change anything,
-among them who is enrolled. `dev` and the simulated host do this by themselves, with an
-authority in the directory named authority.
+    "authority": """\
+The authority is a signature key (ECDSA, P-256) in a directory that only its owner can
+open. Keep that directory off the hosts and copy it: who has its key decides which images
+managers unseal for, and nobody can replace it. Files that it signs are public, and
+worthless if changed: they may travel any way. A directory named authority that `dev` or a
+simulated host has made can be used as well.
 
-example: vtpmctl -m /run/vtpm provision authority.pub alice.json
+--help behind an action explains it. Order of things:
+  vtpmctl authority init /media/stick/authority
+  vtpmctl authority approve /media/stick/authority --image build/image/manager
+  vtpmctl key new alice.key
+  vtpmctl authority enroll /media/stick/authority --operator alice --key alice.key.pub --role admin
+""",
+    "key": """\
+--help behind an action explains it.
+
+example: vtpmctl key new alice.key
+""",
+    "provision": """\
+A manager that has no authority serves 'status' and this. It trusts the first authority
+that it is told, and says so in its log; after that only enrolled operators change
+anything, among them who is enrolled. It makes a root key, seals it to its hardware TPM so
+that only images unseal it which this authority approves, sets the TPM's authorizations,
+and anchors the first manifest there. The approval must be that of the image which runs.
+A TPM that belongs to another manager is refused. What was cut off is continued by asking
+again. `dev` and the simulated host do all this by themselves, with an authority in the
+directory named authority.
+
+example: vtpmctl -m /run/vtpm provision authority.pub alice.json --approval 0.json
 """,
     "operator": """\
 FILE.json is signed by the authority: an enrolment (add) or a removal (remove). A name

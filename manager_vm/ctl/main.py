@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from manager_vm.ctl import audit, completion, doctor, help, operators, output, wiring
+from manager_vm.ctl import actions, audit, authority, completion, doctor, help, operators, output, wiring
 from manager_vm.ctl.client import Client, operator_key, sockets
 from manager_vm.ctl.doctor import Level
 from manager_vm.errors import ConfigError, VtpmManagerError
@@ -153,7 +153,13 @@ def _doctor(args: Args) -> int:
 
 
 def _completion(args: Args) -> None:
-    print(completion.script(args.shell, sorted(help.VERBS), _NAMED), end="")
+    print(completion.script(args.shell, sorted(help.VERBS), _NAMED, actions.ACTIONS, actions.ROLES), end="")
+
+
+def _offline(args: Args) -> int:
+    value, code = authority.run(args)
+    _show(args, value)
+    return code
 
 
 _HANDLERS: dict[str, Callable[[Args], int | None]] = {
@@ -170,6 +176,8 @@ _HANDLERS: dict[str, Callable[[Args], int | None]] = {
     "destroy": _destroy,
     "release": _release,
     "ek-cert": _ek_cert,
+    "authority": _offline,
+    "key": _offline,
     "provision": lambda args: operators.provision(args, _call),
     "operator": lambda args: operators.operator(args, _call),
     "audit": lambda args: audit.run(args, _call),
@@ -208,6 +216,7 @@ def _parser() -> argparse.ArgumentParser:
         for verb, text in help.VERBS.items()
     }
     _add_arguments(made)
+    authority.add_actions(made, common)
     return parser
 
 

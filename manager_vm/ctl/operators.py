@@ -19,8 +19,10 @@ _COLUMNS = ("name", "role", "serial", "key")
 
 def provision(args: Args, call: Call) -> None:
     """Hand the authority's public key and its first operators to a manager that has none."""
-    enrolments = [_read(path) for path in args.operators]
-    _show(args, call(args, "provision", authority=VerifyKey.load(args.authority).der, operators=enrolments))
+    operators, approvals = ([_read(path) for path in paths] for paths in (args.operators, args.approval))
+    authority = VerifyKey.load(args.authority)
+    call(args, "provision", authority=authority.der, operators=operators, approvals=approvals)
+    print(output.as_json({"authority": authority.id}) if args.json else f"provisioned by authority {authority.id}")
 
 
 def operator(args: Args, call: Call) -> None:
@@ -40,6 +42,14 @@ def add_arguments(verbs: dict[str, argparse.ArgumentParser]) -> None:
     verbs["provision"].add_argument("authority", type=Path, metavar="AUTHORITY.pub", help="its public key, PEM")
     verbs["provision"].add_argument(
         "operators", type=Path, nargs="+", metavar="OPERATOR.json", help="enrolments, one of an admin at least"
+    )
+    verbs["provision"].add_argument(
+        "--approval",
+        type=Path,
+        action="append",
+        required=True,
+        metavar="FILE.json",
+        help="of the image that runs there",
     )
     verbs["operator"].add_argument("action", choices=("add", "remove", "list"))
     verbs["operator"].add_argument("file", type=Path, nargs="?", metavar="FILE.json", help="the authority's statement")

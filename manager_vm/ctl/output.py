@@ -29,7 +29,7 @@ def as_table(rows: list[dict[str, Any]], columns: tuple[str, ...] = _COLUMNS) ->
 
 def as_fields(value: dict[str, Any]) -> str:
     """One line a field; nested values behind a dot."""
-    flat = list(_flatten(value))
+    flat = [(printable(key), text) for key, text in _flatten(value)]
     width = max((len(key) for key, _ in flat), default=0)
     return "\n".join(f"{key.ljust(width)}  {text}".rstrip() for key, text in flat)
 
@@ -44,7 +44,7 @@ def _flatten(value: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     for key, item in value.items():
         if isinstance(item, dict) and item:
             fields += _flatten(item, f"{prefix}{key}.")
-        elif key == "started":
+        elif prefix + key == "started":
             fields.append((prefix + key, datetime.fromtimestamp(item).astimezone().isoformat(timespec="seconds")))
         else:
             fields.append((prefix + key, _text(item)))
@@ -62,7 +62,7 @@ def _text(value: Any) -> str:
         case list():
             return ", ".join(_text(item) for item in value) or "-"
         case dict():
-            return ", ".join(f"{key}={_text(item)}" for key, item in value.items()) or "-"
+            return ", ".join(f"{printable(str(key))}={_text(item)}" for key, item in value.items()) or "-"
     return printable(str(value))
 
 

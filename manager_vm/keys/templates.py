@@ -70,6 +70,12 @@ EK_TEMPLATES = (
     EkTemplate("ecc-p384", _p384(), 0x01C00016),
 )
 
+
+def template(kind: str) -> EkTemplate:
+    """The template of this kind of EK."""
+    return next(each for each in EK_TEMPLATES if each.kind == kind)
+
+
 _CURVES: dict[int, ec.EllipticCurve] = {TPM_ECC_NIST_P256: ec.SECP256R1(), TPM_ECC_NIST_P384: ec.SECP384R1()}
 
 

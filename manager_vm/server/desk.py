@@ -79,16 +79,6 @@ class Desk:
             self._nonces.give(nonce, time.monotonic())
         return {"nonce": nonce, "manager": self._manifest.contents.manager}
 
-    def provision(self, args: dict[str, Any]) -> list[dict[str, Any]]:
-        """Take an authority (DER) and its first operators (statements), once."""
-        authority, operators = args.get("authority"), args.get("operators")
-        if not isinstance(authority, bytes) or not _are_statements(operators):
-            raise ConfigError("provision needs the authority's public key (DER) and the enrolment of an admin")
-        provision.announce(
-            self._manifest.commit(lambda contents: provision.provision(contents, authority, operators or []))
-        )
-        return self.operators({})
-
     def operator_add(self, args: dict[str, Any]) -> list[dict[str, Any]]:
         """Enrol an operator by the authority's statement."""
         statement = _statement(args)
@@ -124,13 +114,8 @@ def _statement(args: dict[str, Any]) -> bytes:
     return statement
 
 
-def _are_statements(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(each, bytes) for each in value)
-
-
 OWN: dict[str, Callable[[Desk, dict[str, Any]], Any]] = {
     "challenge": Desk.challenge,
-    "provision": Desk.provision,
     "operator_add": Desk.operator_add,
     "operator_remove": Desk.operator_remove,
     "operators": Desk.operators,

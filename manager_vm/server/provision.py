@@ -1,17 +1,13 @@
-"""How a manager comes to know its authority, and later its operators: changes of the manifest, all of them here.
-
-Provisioning happens once, by whoever comes first: until then nobody may change anything else.
-"""
+"""How a manager comes to know its authority, and later its operators: changes of the manifest, all of them here."""
 
 from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from pathlib import Path
 
 from manager_vm.errors import ConfigError, StateError
 from manager_vm.store.records import Contents
-from manager_vm.trust import local, roster
+from manager_vm.trust import roster
 from manager_vm.trust.signing import VerifyKey
 
 log = logging.getLogger(__name__)
@@ -25,12 +21,6 @@ def provision(contents: Contents, authority: bytes, enrolments: list[bytes]) -> 
     if not enrolments:
         raise ConfigError("provisioning needs the enrolment of an admin; without one nobody could ask for anything")
     return replace(contents, authority=authority, operators=roster.enrol(enrolments, authority, {}))
-
-
-def from_directory(contents: Contents, directory: Path) -> Contents:
-    """Provisioned by the authority of this machine in ``directory``, made if there is none (``dev``)."""
-    found = local.open_or_make(directory)
-    return provision(contents, found.public.der, [found.enrolment])
 
 
 def announce(contents: Contents) -> None:

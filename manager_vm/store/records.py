@@ -65,7 +65,8 @@ class Contents:
     """Everything a manifest says. A new value is made for each commit; nothing in it is changed in place.
 
     ``authority``: SubjectPublicKeyInfo (DER) of who enrols operators, b"" before provisioning. ``operators``: the
-    authority's newest statement about each operator's key, by key id (``trust/roster``).
+    authority's newest statement about each operator's key, by key id (``trust/roster``). ``owner``: the Name of the
+    SRK of the hardware TPM that holds the anchor.
     """
 
     serial: int
@@ -76,6 +77,7 @@ class Contents:
     authority: bytes = b""
     operators: dict[str, bytes] = field(default_factory=dict)
     audit: AuditHead = AuditHead()
+    owner: bytes = b""
 
     @property
     def manager(self) -> str:
@@ -107,6 +109,7 @@ def pack_open(contents: Contents) -> bytes:
         "authority": contents.authority,
         "operators": contents.operators,
         "audit": [contents.audit.count, contents.audit.digest],
+        "owner": contents.owner,
     }
     return bytes(msgpack.packb({"serial": contents.serial, "ca": contents.ca_certificate, "vtpms": records, **trust}))
 
@@ -136,9 +139,10 @@ def unpack(open_part: bytes, secret_part: bytes) -> Contents:
 
 
 def _unpack_trust(opened: dict[str, Any]) -> dict[str, Any]:
-    """The fields that say who may ask for what; a manifest of before has none of them."""
+    """The fields that say who may ask for what."""
     return {
-        "authority": opened.get("authority", b""),
-        "operators": opened.get("operators", {}),
-        "audit": AuditHead(*opened.get("audit", ())),
+        "authority": opened["authority"],
+        "operators": opened["operators"],
+        "audit": AuditHead(*opened["audit"]),
+        "owner": opened["owner"],
     }

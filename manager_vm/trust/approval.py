@@ -90,7 +90,7 @@ def _parse(body: dict[str, Any]) -> Approval:
         found = Approval(body["number"], body["image"], pcrs, bytes.fromhex(body["ticket"]))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise EvidenceError(f"this approval lacks a part ({error}): it was made by another version") from None
-    good = isinstance(found.number, int) and 0 <= found.number < policy.MAX_APPROVALS and isinstance(found.image, str)
+    good = type(found.number) is int and 0 <= found.number < policy.MAX_APPROVALS and isinstance(found.image, str)
     if not good or tuple(sorted(pcrs)) != policy.BOUND_PCRS or any(len(v) != policy.PCR_SIZE for v in pcrs.values()):
         raise EvidenceError("this approval does not bind what an approval must bind: it was made by another version")
     return found

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,6 +19,8 @@ from manager_vm.errors import EvidenceError
 from manager_vm.trust.signing import SigningKey, VerifyKey
 
 MAX_SIZE = 1 << 18  # bytes of an envelope
+_MAX_DEPTH = 8  # levels of arrays and objects
+_TYPE = re.compile(r"application/vnd\.vtpm-manager\.([a-z-]{1,40})\+json")
 
 
 def sign(kind: str, body: dict[str, Any], key: SigningKey) -> bytes:
@@ -31,10 +34,10 @@ def sign(kind: str, body: dict[str, Any], key: SigningKey) -> bytes:
 def verify(kind: str, data: bytes, keys: Iterable[VerifyKey]) -> tuple[dict[str, Any], VerifyKey]:
     """(body, key that signed it); EvidenceError unless one of ``keys`` signed ``data`` as a statement of this kind."""
     payload, signatures = _open(kind, data)
-    signers = {str(each.get("keyid")): each.get("sig") for each in signatures}
+    claimed = {str(each.get("keyid")): each.get("sig") for each in signatures}
     for key in keys:
-        if key.id in signers:
-            key.verify(_decode(signers[key.id], kind), _pae(kind, payload), f"this {kind}")
+        if key.id in claimed:
+            key.verify(_decode(claimed[key.id], kind), _pae(kind, payload), f"this {kind}")
             return _object(payload, kind), key
     raise EvidenceError(f"this {kind} is not signed by anybody who is trusted with it here")
 
@@ -44,9 +47,20 @@ def peek(kind: str, data: bytes) -> dict[str, Any]:
     return _object(_open(kind, data)[0], kind)
 
 
+def kind_of(data: bytes) -> str:
+    """What a statement claims to be; EvidenceError if it claims nothing that is ours."""
+    found = _TYPE.fullmatch(str(_object(data, "statement").get("payloadType")))
+    if not found:
+        raise EvidenceError("this is no statement: it has no payloadType of ours")
+    return found[1]
+
+
+def signers(data: bytes) -> list[str]:
+    """Ids of the keys that are said to have signed; nobody has verified it."""
+    return [str(each.get("keyid")) for each in _open(kind_of(data), data)[1]]
+
+
 def _open(kind: str, data: bytes) -> tuple[bytes, list[dict[str, Any]]]:
-    if len(data) > MAX_SIZE:
-        raise EvidenceError(f"this {kind} is larger than {MAX_SIZE} bytes: it is none")
     envelope = _object(data, kind)
     found, signatures = envelope.get("payloadType"), envelope.get("signatures")
     if found != _type(kind):
@@ -57,13 +71,29 @@ def _open(kind: str, data: bytes) -> tuple[bytes, list[dict[str, Any]]]:
 
 
 def _object(data: bytes, kind: str) -> dict[str, Any]:
+    if len(data) > MAX_SIZE:
+        raise EvidenceError(f"this {kind} is larger than {MAX_SIZE} bytes: it is none")
     try:
         value = json.loads(data)
     except (ValueError, RecursionError):
         value = None
-    if not isinstance(value, dict):
-        raise EvidenceError(f"this is no {kind}: it is not a JSON object")
+    if not isinstance(value, dict) or not _is_shallow(value):
+        raise EvidenceError(f"this is no {kind}: it is not a JSON object of at most {_MAX_DEPTH} levels")
     return value
+
+
+def _is_shallow(value: Any) -> bool:
+    """Whether those who walk through it by recursion come back."""
+    level = [value]
+    for _ in range(_MAX_DEPTH):
+        level = [inner for each in level for inner in _children(each)]
+    return not level
+
+
+def _children(value: Any) -> list[Any]:
+    """The arrays and objects in this one."""
+    members = value.values() if isinstance(value, dict) else value
+    return [each for each in members if isinstance(each, dict | list)]
 
 
 def _pae(kind: str, payload: bytes) -> bytes:

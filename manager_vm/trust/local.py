@@ -1,7 +1,7 @@
 """An authority and its first operator in a directory of this machine: for ``dev`` and for simulated hosts.
 
-``authority.key``, ``authority.pub``, ``operator.key``, ``operator.pub``, ``operator.json`` (the enrolment of an admin).
-Whoever reads that directory is both; a real authority's key lies elsewhere.
+An ``AuthorityDirectory`` in which also lies ``operator.key``, the key of an admin whom it has enrolled. Whoever reads
+that directory is both; a real authority's key lies elsewhere.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ import os
 import secrets
 import shutil
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 
 from manager_vm.errors import ConfigError
-from manager_vm.trust import operator
+from manager_vm.trust import approval
+from manager_vm.trust.authority import AuthorityDirectory
 from manager_vm.trust.operator import Role
 from manager_vm.trust.signing import SigningKey, VerifyKey
 
@@ -42,12 +44,15 @@ class LocalAuthority:
     @property
     def enrolment(self) -> bytes:
         """The operator's enrolment."""
-        path = self.directory / "operator.json"
-        try:
-            with open(path, "rb") as file:
-                return file.read(_MAX_FILE)
-        except OSError as error:
-            raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+        return _read(self.directory / "operators" / f"{_NAME}.json")
+
+    def approve(self, image: str, pcrs: Mapping[int, bytes]) -> bytes:
+        """An approval of these PCR values: the one that was made before, or a new one."""
+        known = [_read(path) for path in sorted((self.directory / "approvals").glob("*.json"))]
+        for data in reversed(known):
+            if dict(approval.verify(data, self.public).pcrs) == dict(pcrs):
+                return data
+        return _read(AuthorityDirectory.open(self.directory).approve(image, pcrs))
 
 
 def open_or_make(directory: Path) -> LocalAuthority:
@@ -83,18 +88,9 @@ def _make(directory: Path) -> None:
     scratch = directory.with_name(f".{directory.name}.{secrets.token_hex(8)}")
     scratch.mkdir(mode=0o700)
     try:
-        authority, key = SigningKey.create(), SigningKey.create()
-        authority.store(scratch / "authority.key")
+        key = SigningKey.create()
+        AuthorityDirectory.init(scratch).enroll_operator(_NAME, key.public, Role.ADMIN, "of this machine")
         key.store(scratch / OPERATOR_KEY)
-        for name, data in (
-            ("authority.pub", authority.public.pem),
-            ("operator.pub", key.public.pem),
-            ("operator.json", operator.enroll(_NAME, key.public, Role.ADMIN, authority)),
-        ):
-            with open(scratch / name, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
         _sync(scratch)
         os.rename(scratch, directory)
         _sync(directory.parent)
@@ -112,6 +108,14 @@ def _demand_private(directory: Path) -> None:
             f"{directory} must be a directory of this user with mode 0700: whoever can write there could enrol "
             "operators; remove it, or put the manager's directory into another parent folder"
         )
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(_MAX_FILE)
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
 
 
 def _sync(directory: Path) -> None:

@@ -10,12 +10,12 @@ import hashlib
 import struct
 from collections.abc import Mapping, Sequence
 
+from manager_vm.trust.pcrs import BOUND_PCRS as BOUND_PCRS
+from manager_vm.trust.pcrs import CAP as CAP
+from manager_vm.trust.pcrs import CAPPED_PCR as CAPPED_PCR
+from manager_vm.trust.pcrs import PCR_SIZE as PCR_SIZE
 from manager_vm.trust.signing import VerifyKey
 
-BOUND_PCRS = (4, 9, 11, 12, 13)  # what an approval binds to; see image/measure.py for who extends them
-CAPPED_PCR = 11
-CAP = hashlib.sha256(b"vtpm-manager: root key unsealed").digest()  # extended into CAPPED_PCR after unsealing
-PCR_SIZE = 32
 POLICY_REF = b"vtpm-manager root key"
 
 ANCHOR_INDEX = 0x01800A00  # owner range of the registry of reserved handles
@@ -36,6 +36,11 @@ _CC_POLICY_NV = 0x149
 _CC_POLICY_AUTHORIZE = 0x16A
 _CC_POLICY_PCR = 0x17F
 _EO_BITCLEAR = 0x000B
+
+
+def capped(value: bytes) -> bytes:
+    """What the capped PCR reads after the cap, from its value before."""
+    return _sha256(value + CAP)
 
 
 def pcr_selection(pcrs: Sequence[int]) -> bytes:

@@ -59,6 +59,10 @@ class VerifyKey:
         """SubjectPublicKeyInfo, PEM."""
         return self._key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
 
+    def store(self, path: Path) -> None:
+        """Into a new PEM file; ConfigError if there is one already."""
+        _write_new(path, self.pem, 0o644)
+
     @property
     def point(self) -> tuple[bytes, bytes]:
         """x and y, 32 bytes each, big-endian."""
@@ -104,14 +108,7 @@ class SigningKey:
         pem = self._key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
-        try:
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise ConfigError(f"cannot write the key {path}: {error.strerror}") from None
-        with open(fd, "wb") as file:
-            file.write(pem)
-            file.flush()
-            os.fsync(fd)
+        _write_new(path, pem, 0o600)
 
     def sign(self, message: bytes) -> bytes:
         """r || s over SHA-256 of ``message``, 64 bytes."""
@@ -125,3 +122,19 @@ def _read(path: Path) -> bytes:
             return file.read(_MAX_FILE)
     except OSError as error:
         raise ConfigError(f"cannot read the key {path}: {error.strerror}") from None
+
+
+def _write_new(path: Path, pem: bytes, mode: int) -> None:
+    """Durable on return; after a failure there is no such file, or the one that was there before."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    except OSError as error:
+        raise ConfigError(f"cannot write the key {path}: {error.strerror}") from None
+    try:
+        with open(fd, "wb") as file:
+            file.write(pem)
+            file.flush()
+            os.fsync(fd)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise ConfigError(f"cannot write the key {path}: {error.strerror}") from None

@@ -75,6 +75,7 @@ class Manager:
             "run_dir": str(self.directory),
             "admin": f"unix:{self.directory}/admin.sock",
             "host_link": f"unix:{self.directory}/host.sock",
+            "hwtpm": f"swtpm:{self.directory}/hwtpm",
             "own_host": True,
             "strict": False,
             "authority_dir": str(self.directory.parent / "authority"),

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from manager_vm.ctl import completion, help
+from manager_vm.ctl import actions, completion, help
 from tests.integration.conftest import Make
 from tests.integration.harness import ROOT, Manager, environment
 
@@ -252,8 +252,10 @@ def completed(script: Path, vtpmctl: str, *words: str) -> list[str]:
 @pytest.mark.parametrize("shell", completion.SHELLS)
 def test_a_completion_script_is_one_that_its_shell_can_read(scripts: dict[str, Path], shell: str) -> None:
     if shell == "fish" and not shutil.which("fish"):
-        lines = scripts[shell].read_text().splitlines()
-        assert len(lines) == 7 and all(line.startswith("complete -c vtpmctl ") for line in lines)
+        lines = scripts[shell].read_text().replace("\\\n", "").splitlines()
+        assert len(lines) == 7 + 3 * len(actions.ACTIONS) and all(
+            line.startswith("complete -c vtpmctl ") for line in lines
+        )
         return
     reader = shell if shutil.which(shell) else "bash"  # zsh's is bash's behind bashcompinit
     done = subprocess.run([reader, "-n", str(scripts[shell])], capture_output=True, text=True)
@@ -288,6 +290,18 @@ def test_bash_offers_a_name_only_where_a_verb_takes_one(scripts: dict[str, Path]
     assert completed(bash, _FAKE, "status", "") == []
     assert completed(bash, _FAKE, "completion", "") == list(completion.SHELLS)
     assert completed(bash, _FAKE, "--timeout", "5", "sta") == ["start", "status"]
+
+
+def test_bash_offers_the_actions_of_an_offline_verb_then_roles_and_files(scripts: dict[str, Path], there: Path) -> None:
+    bash = scripts["bash"]
+    (there / "alice.key.pub").touch()
+    assert completed(bash, _FAKE, "authority", "") == list(actions.ACTIONS["authority"])
+    assert completed(bash, _FAKE, "--json", "authority", "re") == ["revoke", "remove"]
+    assert completed(bash, _FAKE, "key", "") == ["new"]
+    assert completed(bash, _FAKE, "authority", "enroll", "ali") == ["alice.key.pub"]
+    assert completed(bash, _FAKE, "authority", "enroll", "d", "--role", "a") == ["admin", "auditor"]
+    assert completed(bash, _FAKE, "authority", "show", "") == ["alice.key.pub"]  # a file, not a vTPM's name
+    assert not (there / "asked").exists()
 
 
 def test_a_name_that_is_a_command_is_not_run(scripts: dict[str, Path], there: Path) -> None:

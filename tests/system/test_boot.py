@@ -95,6 +95,12 @@ def test_the_measurements_of_a_boot_are_those_predicted_from_the_image(saved_man
         assert found == values
 
 
+@pytest.mark.parametrize("kind", ["manager", "guest"])
+def test_the_expected_measurements_lie_beside_the_image(kind: str) -> None:
+    image = vms.IMAGES / kind
+    assert (image / "pcrs.json").read_text() == measure.report(image)
+
+
 @pytest.mark.timeout(300)
 @pytest.mark.full
 def test_two_builds_of_one_image_are_equal_bit_for_bit() -> None:

@@ -11,7 +11,6 @@ import pytest
 
 from manager_vm.crypto import Key
 from manager_vm.errors import BusyError, EvidenceError, StoreError
-from manager_vm.keys.anchor import FileAnchor
 from manager_vm.protocol.lifecycle import State
 from manager_vm.protocol.limit import Limit
 from manager_vm.server.journal import Journal
@@ -23,6 +22,7 @@ from manager_vm.trust import operator
 from manager_vm.trust.operator import Role
 from manager_vm.trust.signing import SigningKey
 from manager_vm.wire import audit
+from tests.fakes import FileAnchor
 from tests.unit.statements import AUTHORITY
 
 ROOT = Key(bytes(range(32)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import shlex
 import ssl
 from datetime import datetime
 from pathlib import Path
@@ -15,11 +16,11 @@ import pytest
 
 from image.host import pair
 from manager_vm import errors, packages
-from manager_vm.ctl import completion, doctor, help, main, output, wiring
+from manager_vm.ctl import actions, completion, doctor, help, main, output, wiring
 from manager_vm.ctl.client import sockets
 from manager_vm.ctl.doctor import Level
 from manager_vm.errors import ConfigError, VtpmManagerError
-from manager_vm.server import desk, verbs
+from manager_vm.server import desk, reception, verbs
 from manager_vm.trust import local, rules
 from manager_vm.trust.signing import SigningKey
 from manager_vm.wire import audit
@@ -101,11 +102,13 @@ def test_every_shell_is_offered_every_verb_and_the_names_of_vtpms(
     script = capsys.readouterr().out
     assert f'"{" ".join(sorted(help.VERBS))}"' in script
     assert "names 2>/dev/null" in script
+    assert all(" ".join(each) in script for each in actions.ACTIONS.values())
+    assert " ".join(actions.ROLES) in script
     assert "{{" not in script and "{verbs}" not in script
 
 
 def test_zsh_gets_the_script_of_bash_behind_its_own_preparation() -> None:
-    bash, zsh = (completion.script(shell, ["list"], ["show"]) for shell in ("bash", "zsh"))
+    bash, zsh = (completion.script(shell, ["list"], ["show"], {"key": ["new"]}, ["admin"]) for shell in ("bash", "zsh"))
     assert zsh.endswith(bash)
     assert zsh.removesuffix(bash).startswith("autoload -U +X bashcompinit && bashcompinit")
 
@@ -198,7 +201,7 @@ def manager(monkeypatch: pytest.MonkeyPatch) -> FakeManager:
 
 ADMIN, HOST = Path("/run/vtpm/admin.sock"), Path("/run/vtpm/host.sock")
 OTHERS = {"challenge", "provision", "operator_add", "operator_remove", "audit"}  # see the tests about them
-SERVED = {**verbs.ADMIN, **desk.OWN}
+SERVED = {*verbs.ADMIN, *desk.OWN, *reception.SERVED}
 REQUESTS: list[tuple[str, Path, str, dict[str, Any]]] = [
     ("status", ADMIN, "status", {}),
     ("list", ADMIN, "list", {}),
@@ -239,7 +242,7 @@ def test_no_verb_of_a_link_is_out_of_an_operators_reach(manager: FakeManager) ->
     reached = {ADMIN: {verb, *OTHERS}, HOST: {"status", "list"}}
     for _, link, verb, _ in REQUESTS:
         reached[link].add(verb)
-    assert reached == {ADMIN: set(SERVED), HOST: set(verbs.HOST)}
+    assert reached == {ADMIN: SERVED, HOST: set(verbs.HOST)}
 
 
 def test_a_statement_goes_to_the_manager_as_it_is(manager: FakeManager, tmp_path: Path) -> None:
@@ -251,8 +254,10 @@ def test_a_statement_goes_to_the_manager_as_it_is(manager: FakeManager, tmp_path
         assert manager.asked.pop() == (ADMIN, f"operator_{action}", {"statement": b"{}"})
         assert main.main(["operator", action]) == ConfigError.exit_code
     assert main.main(["operator", "list", str(statement)]) == ConfigError.exit_code
-    assert main.main(["provision", str(tmp_path / "authority/authority.pub"), str(statement)]) == 0
-    assert manager.asked == [(ADMIN, "provision", {"authority": authority.public.der, "operators": [b"{}"]})]
+    public = str(tmp_path / "authority/authority.pub")
+    assert main.main(["provision", public, str(statement), "--approval", str(statement)]) == 0
+    order = {"authority": authority.public.der, "operators": [b"{}"], "approvals": [b"{}"]}
+    assert manager.asked == [(ADMIN, "provision", order)]
     assert main.main(["operator", "add", str(tmp_path / "none")]) == ConfigError.exit_code
 
 
@@ -509,6 +514,12 @@ def test_a_wrong_command_line_is_exit_code_2(capsys: pytest.CaptureFixture[str])
         ["boot", "web", "one"],
         ["ek-cert", "web", "--key", "dsa"],
         ["completion", "sh"],
+        ["authority"],
+        ["authority", "fly"],
+        ["authority", "approve", "d"],
+        ["authority", "revoke", "d", "--number", "1", "--below", "2", "--reason", "r"],
+        ["authority", "enroll", "d", "--operator", "a", "--key", "k", "--role", "king"],
+        ["key", "new"],
     ):
         with pytest.raises(SystemExit) as ended:
             main.main(argv)
@@ -534,20 +545,36 @@ def test_a_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str]) -
     assert text.endswith(" ".join(help.DETAILS.get(verb, "").split()))
 
 
+ACTIONS = [(verb, action) for verb, each in actions.ACTIONS.items() for action in each]
+
+
+@pytest.mark.parametrize(("verb", "action"), ACTIONS)
+def test_an_action_explains_itself(verb: str, action: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = help_of(capsys, verb, action)
+    sentence, details = actions.ACTIONS[verb][action]
+    assert text.startswith(f"usage: vtpmctl {verb} {action} ")
+    assert f"{sentence[0].upper()}{sentence[1:]}." in text
+    assert text.endswith(" ".join(details.split()))
+    assert f" {action} {sentence}" in help_of(capsys, verb)
+
+
 def examples() -> list[str]:
     """The arguments of every vtpmctl in the texts of the help: up to two blanks, a pipe, an "&" or a bracket."""
-    text = "\n".join([help.EPILOG, *help.VERBS.values(), *help.DETAILS.values()])
+    acts = [text for each in actions.ACTIONS.values() for texts in each.values() for text in texts]
+    text = "\n".join([help.EPILOG, *help.VERBS.values(), *help.DETAILS.values(), *acts])
     return re.findall(r"vtpmctl (.+?)(?=  | [|&]|[)\n])", text)
 
 
 @pytest.mark.parametrize("line", examples())
 def test_an_example_of_the_help_is_a_command_line_that_is_understood(line: str) -> None:
-    assert main._parser().parse_args(line.split()).verb in help.VERBS
+    assert main._parser().parse_args(shlex.split(line)).verb in help.VERBS
 
 
 def test_the_examples_were_found() -> None:
-    assert len(examples()) >= 9
-    assert {line.split()[0] for line in examples()} >= {"-m", "attach", "ek-cert", "create", "completion"}
+    assert len(examples()) >= 22
+    assert {line.split()[0] for line in examples()} >= {"-m", "attach", "ek-cert", "create", "completion", "key"}
+    acted = {tuple(line.split()[:2]) for line in examples()}
+    assert acted >= {(verb, action) for verb, each in actions.ACTIONS.items() for action in each}
 
 
 # -- doctor ---------------------------------------------------------------------------------------------------

@@ -10,9 +10,9 @@ import pytest
 
 from manager_vm.crypto import Key
 from manager_vm.errors import BusyError, StoreError
-from manager_vm.keys.anchor import FileAnchor
 from manager_vm.store.manifest import Change, Manifest
 from manager_vm.store.records import Contents
+from tests.fakes import FileAnchor
 from tests.unit.test_manifest import ROOT, adding, names
 
 

@@ -270,7 +270,7 @@ def overlay(tmp_path: Path) -> Path:
     (root / "etc/new/deep").mkdir(parents=True)
     (root / "etc/plain.conf").write_bytes(b"of the overlay")
     (root / "etc/new/deep/file").write_bytes(b"new")
-    (root / "etc/new/masked.service").symlink_to("/dev/null")
+    (tmp_path / "overlay.links").write_text("# a masked unit\netc/new/masked.service /dev/null\n")
     return root
 
 
@@ -289,7 +289,8 @@ def test_data_takes_the_place_of_a_packages_file_and_is_no_program(tmp_path: Pat
 
 
 def test_a_masked_unit_is_a_link_to_dev_null(tmp_path: Path, overlay: Path) -> None:
-    member = written(tmp_path, list(tree.additions(overlay))).members["etc/new/masked.service"]
+    extra = [*tree.additions(overlay), *tree.links(tmp_path / "overlay.links")]
+    member = written(tmp_path, extra).members["etc/new/masked.service"]
     assert (member.issym(), member.linkname, member.mode) == (True, "/dev/null", 0o777)
 
 
@@ -353,8 +354,8 @@ def test_two_runs_are_equal_bytes_although_all_times_differ(tmp_path: Path, over
     for mtime in (1_600_000_000.25, 1_700_000_001.75):
         tar = packages(tmp_path / "packages.tar", PACKAGES, mtime)
         for path in [overlay, *overlay.rglob("*")]:
-            os.utime(path, (mtime, mtime), follow_symlinks=False)
-        extra = list(tree.additions(overlay))
+            os.utime(path, (mtime, mtime))
+        extra = [*tree.additions(overlay), *tree.links(tmp_path / "overlay.links")]
         tree.write(tar, "debug", extra, {"etc/about.json": b"{}"}, ("var/lib/state",), tmp_path / "tree.tar")
         results.append((tmp_path / "tree.tar").read_bytes())
         made = Tree(tmp_path / "tree.tar")
@@ -365,18 +366,22 @@ def test_two_runs_are_equal_bytes_although_all_times_differ(tmp_path: Path, over
     assert len(set(results)) == 1
 
 
-def test_additions_are_all_files_and_links_below_a_folder_without_pythons_caches(tmp_path: Path) -> None:
+def test_additions_are_all_files_below_a_folder_without_pythons_caches(tmp_path: Path) -> None:
     root = tmp_path / "package"
     (root / "sub/__pycache__").mkdir(parents=True)
     (root / "empty").mkdir()
     for path in ("a.py", "sub/b.py", "sub/__pycache__/b.cpython-313.pyc"):
         (root / path).write_bytes(b"")
-    (root / "dangling").symlink_to("nowhere")
-    (root / "folder").symlink_to("sub")
     places = {each.place: each.source for each in tree.additions(root, "usr/lib/package")}
-    assert places == {f"usr/lib/package/{path}": root / path for path in ("a.py", "dangling", "folder", "sub/b.py")}
-    assert [each.place for each in tree.additions(root)] == ["a.py", "dangling", "folder", "sub/b.py"]
+    assert places == {f"usr/lib/package/{path}": root / path for path in ("a.py", "sub/b.py")}
+    assert [each.place for each in tree.additions(root)] == ["a.py", "sub/b.py"]
     assert list(tree.additions(root / "a.py", "usr/a.py")) == [Addition(root / "a.py", "usr/a.py")]
+
+
+def test_a_symbolic_link_in_an_overlay_is_refused_for_not_every_copy_of_a_checkout_keeps_it(overlay: Path) -> None:
+    (overlay / "etc/masked.service").symlink_to("/dev/null")
+    with pytest.raises(BuildError, match=r"masked\.service is a symbolic link"):
+        list(tree.additions(overlay))
 
 
 def test_extracting_takes_matching_files_only_and_replaces_what_was_there(tmp_path: Path) -> None:

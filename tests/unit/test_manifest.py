@@ -11,11 +11,11 @@ import pytest
 from manager_vm import crypto
 from manager_vm.crypto import Key
 from manager_vm.errors import IntegrityError, RollbackError, StoreError
-from manager_vm.keys.anchor import FileAnchor
 from manager_vm.protocol.lifecycle import State
 from manager_vm.store.manifest import Change, Manifest
 from manager_vm.store.records import Contents, VtpmKeys, VtpmRecord
 from tests.disks import Disk
+from tests.fakes import FileAnchor
 
 ROOT = Key(bytes(range(32)))
 HOW = ("crash", "power")

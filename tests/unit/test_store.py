@@ -76,10 +76,10 @@ def test_contents_survive_their_two_parts(contents: Contents) -> None:
     assert revealed(again) == revealed(contents)
 
 
-def test_a_manifest_from_before_there_were_operators_has_none() -> None:
+def test_a_manifest_without_its_trust_is_of_another_format() -> None:
     opened = {"serial": 3, "ca": b"certificate", "vtpms": []}
-    found = records.unpack(msgpack.packb(opened), records.pack_secret(Contents(3, b"", b"")))
-    assert (found.authority, found.operators, found.audit) == (b"", {}, AuditHead(0, bytes(32)))
+    with pytest.raises(IntegrityError, match="of another format"):
+        records.unpack(msgpack.packb(opened), records.pack_secret(Contents(3, b"", b"")))
 
 
 def test_no_key_is_in_the_open_part_or_in_repr() -> None:

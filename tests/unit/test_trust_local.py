@@ -10,15 +10,16 @@ from pathlib import Path
 import pytest
 
 from manager_vm.errors import ConfigError
-from manager_vm.trust import local, operator
+from manager_vm.trust import approval, local, operator, policy
 from manager_vm.trust.operator import Role
 
-FILES = {"authority.key", "authority.pub", "operator.key", "operator.pub", "operator.json"}
+FILES = {"authority.key", "authority.pub", "operator.key", "operators/local.json"}
 
 
 def test_an_authority_is_made_once_with_an_enrolled_admin(tmp_path: Path) -> None:
     made = local.open_or_make(tmp_path / "authority")
-    assert {path.name for path in made.directory.iterdir()} == FILES
+    files = {str(path.relative_to(made.directory)) for path in made.directory.rglob("*") if path.is_file()}
+    assert files == FILES
     assert stat.S_IMODE(made.directory.stat().st_mode) == 0o700
     assert stat.S_IMODE((made.directory / "operator.key").stat().st_mode) == 0o600
     found = operator.verify(made.enrolment, made.public)
@@ -76,9 +77,9 @@ def test_a_directory_of_another_user_is_refused(tmp_path: Path) -> None:
 
 def test_a_part_that_is_missing_is_named(tmp_path: Path) -> None:
     made = local.open_or_make(tmp_path / "authority")
-    for name in ("operator.json", "authority.pub", "operator.key"):
+    for name in ("operators/local.json", "authority.pub", "operator.key"):
         (made.directory / name).unlink()
-    with pytest.raises(ConfigError, match=r"operator\.json"):
+    with pytest.raises(ConfigError, match=r"local\.json"):
         assert made.enrolment
     with pytest.raises(ConfigError, match=r"authority\.pub"):
         assert made.public
@@ -99,3 +100,12 @@ def test_the_key_of_a_manager_is_in_its_directory_or_beside_it(tmp_path: Path) -
     assert local.operator_key(manager) == beside / "operator.key"
     local.open_or_make(manager / "authority")
     assert local.operator_key(manager) == manager / "authority" / "operator.key"
+
+
+def test_the_same_pcrs_are_approved_once(tmp_path: Path) -> None:
+    made = local.open_or_make(tmp_path / "authority")
+    values = {pcr: bytes([pcr]) * 32 for pcr in policy.BOUND_PCRS}
+    first = made.approve("one", values)
+    other = made.approve("two", values | {4: bytes(32)})
+    assert made.approve("one", values) == first != other
+    assert [approval.verify(data, made.public).number for data in (first, other)] == [0, 1]

@@ -1,0 +1,128 @@
+"""What ``vtpmctl authority ACTION --help`` and ``vtpmctl key ACTION --help`` say. Data only."""
+
+from __future__ import annotations
+
+# what an operator with this role may ask for
+ROLES = {
+    "admin": "everything",
+    "operator": "create, start, stop, destroy; reading",
+    "auditor": "reading; the audit log",
+}
+
+# verb -> its second word -> (a line, what --help adds)
+ACTIONS = {
+    "authority": {
+        "init": (
+            "make an authority: a directory with a new key",
+            """\
+DIR must be new, or empty and open to nobody else. It gets mode 0700 and holds
+
+  authority.key    the private key (PEM, mode 0600, no passphrase: keep DIR on an encrypted
+                   or removable disk)
+  authority.pub    the public key, for managers and verifiers
+  approvals/       N.json: approval number N
+  revocations/     N.json, in the order in which they were made
+  operators/       NAME.json: who is enrolled
+  removals/        who was removed
+
+Delete nothing in it: it is the record of what is used up. An existing authority is never
+overwritten (exit code 3).
+
+example: vtpmctl authority init /media/stick/authority
+""",
+        ),
+        "approve": (
+            "sign that a manager in this image may unseal its root key",
+            """\
+Binds the SHA-256 PCRs 4, 9, 11, 12 and 13 as they are when the image has booted. PCR 11
+is taken before the manager caps it; after_cap is what quotes of a serving manager show.
+--image DIR reads pcrs.json and image.json that './build.sh image' has left there, and
+refuses them if uki.efi beside them is another one.
+
+Each approval has a number of its own from 0 to 63, a bit in the revocation index of every
+hardware TPM; it is never used again. The default is above all numbers used before, so that
+'revoke --below' means all older images. After 64 approvals an authority can make no more.
+
+Writes DIR/approvals/N.json.
+
+examples:
+  vtpmctl authority approve authority --image build/image/manager-production --name release-7
+  /usr/bin/python3 -m image.measure build/image/manager --json > pcrs.json
+  vtpmctl authority approve authority --pcrs pcrs.json --name 'release 7'
+""",
+        ),
+        "revoke": (
+            "sign that approvals are void",
+            """\
+Once a manager has taken it over, its hardware TPM refuses those images, for ever: a bit of
+the revocation index is never cleared. A manager that runs goes on until its next start.
+'left' lists the approvals that are still good; if there are none, no manager starts again
+before another image is approved. A number that was not used yet is lost as well.
+
+Writes DIR/revocations/N.json, N counting from 0.
+
+examples:
+  vtpmctl authority revoke authority --number 3 5 --reason CVE-2026-1234
+  vtpmctl authority revoke authority --below 7 --reason 'minimum version 7'
+""",
+        ),
+        "enroll": (
+            "sign who may operate managers: a name, a key, a role",
+            """\
+Roles:
+  admin       everything
+  operator    create, start, stop, destroy; reading
+  auditor     reading; the audit log
+
+--key is a public key: the operator makes it with 'key new' and keeps the private
+one. Enrolling the same name and key again changes the role. A name with another key, a key
+with another name, and a key that was removed are refused (exit code 3).
+
+Writes DIR/operators/NAME.json; 'provision' or 'operator add' hands it to a manager.
+
+example: vtpmctl authority enroll authority --operator alice --key alice.key.pub --role operator
+""",
+        ),
+        "remove": (
+            "sign that an operator's key is void",
+            """\
+The key is void for ever; the name may be enrolled again with a new key. Managers obey the
+old key until they have taken the removal over.
+
+Writes DIR/removals/KEY-ID.json; the enrolment moves to KEY-ID.enrolment.json beside it.
+'operator remove' hands the removal to a manager.
+
+example: vtpmctl authority remove authority --operator alice --reason left
+""",
+        ),
+        "show": (
+            "what a signed file says, and whether the signature is good",
+            """\
+verdict begins with 'verified' or with 'NOT verified' and the cause. Without --authority
+nothing is verified, and the exit code is 0: believe nothing of it. With --authority the
+exit code is 6 if the file is not what that authority signed. With --json both print one
+object; its member "verified" is true or false.
+
+"statement" is what stands in the file, "meaning" what follows from it once verified: the
+policy that an approval authorises, the one that root keys are sealed under, PCR 11 after
+the cap; the numbers that a revocation voids; what an operator may do.
+
+examples:
+  vtpmctl authority show authority/approvals/0.json --authority authority/authority.pub
+  vtpmctl authority show 0.json --authority authority.pub --json | jq .verified
+""",
+        ),
+    },
+    "key": {
+        "new": (
+            "make a signature key: FILE and FILE.pub",
+            """\
+ECDSA on P-256, as PEM without a passphrase: FILE (mode 0600) is the private key, FILE.pub
+the public one, to be enrolled by the authority. Existing files are never overwritten (exit
+code 3).
+
+example: vtpmctl key new alice.key
+""",
+        ),
+    },
+}

@@ -1,0 +1,191 @@
+"""What ``vtpmctl authority`` and ``vtpmctl key`` do: an authority's directory, keys, statements in files."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from manager_vm.ctl import actions
+from manager_vm.errors import ConfigError, EvidenceError
+from manager_vm.trust import approval, envelope, operator, policy
+from manager_vm.trust.authority import AuthorityDirectory, read_statement
+from manager_vm.trust.operator import Role
+from manager_vm.trust.pcrs import CAPPED_PCR, capped
+from manager_vm.trust.signing import SigningKey, VerifyKey
+
+Args = argparse.Namespace
+Result = tuple[dict[str, Any], int]  # what to print, exit code
+_BANK = "sha256"
+_MAX_FILE = 1 << 20  # bytes of pcrs.json and image.json
+_NOT_TRUSTED = EvidenceError.exit_code
+
+
+# -- the authority's directory ------------------------------------------------------------------------------------
+
+
+def _init(args: Args) -> Result:
+    made = AuthorityDirectory.init(args.directory)
+    return {"directory": str(made.path), "public": str(made.path / "authority.pub"), "key_id": made.public.id}, 0
+
+
+def _approve(args: Args) -> Result:
+    authority = AuthorityDirectory.open(args.directory)
+    values, name = _expected(args)
+    path = authority.approve(args.name or name, values, args.number)
+    made = approval.verify(read_statement(path), authority.public)
+    told = {"file": str(path), "number": made.number, "image": made.image, "pcrs": _hex(made.pcrs)}
+    return {**told, "after_cap": _after_cap(made.pcrs), "policy": made.policy.hex()}, 0
+
+
+def _revoke(args: Args) -> Result:
+    authority = AuthorityDirectory.open(args.directory)
+    path = authority.revoke(args.number or (), args.reason, below=args.below or 0)
+    bits = approval.verify_revocation(read_statement(path), authority.public)
+    left = sorted(authority.approved() - authority.revoked())
+    return {"file": str(path), "revoked": approval.numbers(bits), "left": left}, 0
+
+
+def _enroll(args: Args) -> Result:
+    authority = AuthorityDirectory.open(args.directory)
+    role = Role(args.role)
+    path = authority.enroll_operator(args.operator, VerifyKey.load(args.key), role, args.description)
+    made = operator.verify(read_statement(path), authority.public)
+    return {"file": str(path), "operator": made.name, "role": made.role.value, "key_id": made.key.id}, 0
+
+
+def _remove(args: Args) -> Result:
+    authority = AuthorityDirectory.open(args.directory)
+    path = authority.remove_operator(args.operator, args.reason)
+    key_id = operator.verify_removal(read_statement(path), authority.public)
+    return {"file": str(path), "operator": args.operator, "key_id": key_id}, 0
+
+
+def _new_key(args: Args) -> Result:
+    public = args.file.with_name(args.file.name + ".pub")
+    if public.exists():
+        raise ConfigError(f"{public} is there already, and no key is ever overwritten; name another file")
+    key = SigningKey.create()
+    key.store(args.file)
+    key.public.store(public)
+    return {"key": str(args.file), "public": str(public), "key_id": key.public.id}, 0
+
+
+# -- expected PCR values ------------------------------------------------------------------------------------------
+
+
+def _expected(args: Args) -> tuple[dict[int, bytes], str]:
+    """(PCR values, what to call them)."""
+    if args.pcrs:
+        return _pcrs(_json(args.pcrs), args.pcrs), args.pcrs.name
+    told, about = _json(args.image / "pcrs.json"), _json(args.image / "image.json")
+    if told.get("uki") != _sha256(args.image / "uki.efi"):
+        raise ConfigError(f"{args.image}/pcrs.json is not of the uki.efi beside it; build it again: ./build.sh image")
+    name = " ".join(str(about.get(part, "")) for part in ("kind", "profile", "root_hash"))
+    return _pcrs(told, args.image / "pcrs.json"), name
+
+
+def _pcrs(told: dict[str, Any], path: Path) -> dict[int, bytes]:
+    try:
+        values = {int(pcr): bytes.fromhex(value) for pcr, value in told["pcrs"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        values = {}
+    if told.get("bank") != _BANK or not values:
+        raise ConfigError(f"{path} has no SHA-256 PCR values; make it with: python3 -m image.measure IMAGE --json")
+    return values
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        with open(path, "rb") as file:
+            value = json.loads(file.read(_MAX_FILE))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}; './build.sh image' makes it") from None
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path} is no JSON object; './build.sh image' makes it")
+    return value
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, _BANK).hexdigest()
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}; './build.sh image' makes it") from None
+
+
+def _hex(values: Any) -> dict[str, str]:
+    return {str(pcr): values[pcr].hex() for pcr in sorted(values)}
+
+
+def _after_cap(values: Any) -> dict[str, str]:
+    return {str(CAPPED_PCR): capped(values[CAPPED_PCR]).hex()}
+
+
+# -- showing a statement ------------------------------------------------------------------------------------------
+
+
+def _show(args: Args) -> Result:
+    data = read_statement(args.file)
+    kind = envelope.kind_of(data)
+    told: dict[str, Any] = {"file": str(args.file), "kind": kind, "signed_by": envelope.signers(data)}
+    statement = envelope.peek(kind, data)
+    if not args.authority:
+        verdict = "NOT verified: name the authority's public key with --authority"
+        return {**told, "verified": False, "verdict": verdict, "statement": statement}, 0
+    try:
+        meaning = _meaning(kind, data, VerifyKey.load(args.authority))
+    except EvidenceError as error:
+        verdict = f"NOT verified: {error}"
+        return {**told, "verified": False, "verdict": verdict, "statement": statement}, _NOT_TRUSTED
+    verdict = f"verified: signed by {args.authority}"
+    return {**told, "verified": True, "verdict": verdict, "statement": statement, "meaning": meaning}, 0
+
+
+def _meaning(kind: str, data: bytes, authority: VerifyKey) -> dict[str, Any]:
+    """What follows from a statement that ``authority`` signed; EvidenceError if it did not."""
+    if kind not in _MEANINGS:
+        raise EvidenceError(f"this version knows no statement of the kind {kind!r}")
+    return _MEANINGS[kind](data, authority)
+
+
+def _of_approval(data: bytes, authority: VerifyKey) -> dict[str, Any]:
+    found = approval.verify(data, authority)
+    sealed = policy.authorised_by(authority).hex()
+    return {"policy": found.policy.hex(), "sealed_under": sealed, "after_cap": _after_cap(found.pcrs)}
+
+
+def _of_revocation(data: bytes, authority: VerifyKey) -> dict[str, Any]:
+    return {"revoked": approval.numbers(approval.verify_revocation(data, authority))}
+
+
+def _of_operator(data: bytes, authority: VerifyKey) -> dict[str, Any]:
+    found = operator.verify(data, authority)
+    return {"operator": found.name, "may": actions.ROLES[found.role.value], "key_id": found.key.id}
+
+
+def _of_removal(data: bytes, authority: VerifyKey) -> dict[str, Any]:
+    return {"removed": operator.verify_removal(data, authority)}
+
+
+_MEANINGS: dict[str, Callable[[bytes, VerifyKey], dict[str, Any]]] = {
+    approval.APPROVAL: _of_approval,
+    approval.REVOCATION: _of_revocation,
+    operator.OPERATOR: _of_operator,
+    operator.OPERATOR_REMOVAL: _of_removal,
+}
+
+ACTIONS: dict[tuple[str, str], Callable[[Args], Result]] = {
+    ("authority", "init"): _init,
+    ("authority", "approve"): _approve,
+    ("authority", "revoke"): _revoke,
+    ("authority", "enroll"): _enroll,
+    ("authority", "remove"): _remove,
+    ("authority", "show"): _show,
+    ("key", "new"): _new_key,
+}
