@@ -13,6 +13,7 @@ from pathlib import Path
 
 from image.host import demo
 from image.host.host import Host
+from image.host.hwtpm import Kind, usable
 from image.host.pair import PairServer
 from image.host.wires import Carrier
 from manager_vm.errors import ConfigError, VtpmManagerError
@@ -41,12 +42,13 @@ def main() -> int:
 
 
 def _run(args: argparse.Namespace) -> None:
+    usable(Kind(args.hwtpm))
     if not (args.images / "manager/image.json").exists():
         raise ConfigError(f"there is no image in {args.images}; run ./build.sh image")
     narrator = demo.Narrator()
     with ExitStack() as stack:
         directory = args.dir or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vtpm-run-")))
-        host = stack.enter_context(Host(directory, args.images, firmware=True))
+        host = stack.enter_context(Host(directory, args.images, firmware=True, hwtpm=Kind(args.hwtpm)))
         demo.run(host, Carrier(args.carrier), narrator)
         narrator.say("done")
         if args.keep:
@@ -70,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--dir", type=Path, help="keep everything (state disk, logs) here; default: a temporary directory")
     run.add_argument("--images", type=Path, default=_IMAGES, help="what the image build made (default: build/image)")
     run.add_argument("--carrier", choices=[str(each) for each in Carrier], default=str(Carrier.IVSHMEM))
+    run.add_argument("--hwtpm", choices=[str(each) for each in Kind], default=str(Kind.EMULATOR), help="hardware TPM")
     run.add_argument("--keep", action="store_true", help="leave the VMs up until Ctrl-C")
     pair = verbs.add_parser("pair", help="serve one pair of ivshmem-doorbell devices for two QEMUs of your own")
     pair.add_argument("socket", type=Path, help="UNIX socket for both QEMUs' chardev")

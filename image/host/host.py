@@ -1,7 +1,8 @@
 """A simulated hypervisor host: its hardware TPM, its manager VM, its guests and the wires between them.
 
 ``DIR/admin.sock`` and ``DIR/host.sock`` are the manager's links (``vtpmctl -m DIR``). Everything else lies below
-DIR/manager, DIR/hwtpm, DIR/guests and DIR/authority. What a Host starts ends with it.
+DIR/manager, DIR/hwtpm, DIR/guests and DIR/authority. What a Host starts ends with it; the next Host on DIR has the
+same hardware TPM.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import threading
 import time
 from contextlib import suppress
@@ -18,7 +20,7 @@ from typing import Any
 
 from image.host import accel, wires
 from image.host.guest import Guest
-from image.host.hwtpm import HardwareTpm
+from image.host.hwtpm import Arriving, HardwareTpm, Kind, usable
 from image.host.links import Links
 from image.host.machine import VmSpec
 from image.host.saved import Saved
@@ -39,9 +41,13 @@ _WATCH = 1.0  # seconds between looks at the manager
 
 
 class Host:
-    """``images``: what the image build made. ``firmware``: boot the manager through OVMF and its UKI."""
+    """``images``: what the image build made. ``firmware``: boot the manager through OVMF and its UKI.
 
-    def __init__(self, directory: Path, images: Path, *, firmware: bool = False) -> None:
+    ConfigError if a hardware TPM of this kind cannot be used.
+    """
+
+    def __init__(self, directory: Path, images: Path, *, firmware: bool = False, hwtpm: Kind = Kind.EMULATOR) -> None:
+        usable(hwtpm)
         self.directory = directory.absolute()
         self._images = images.absolute()
         self._firmware = firmware
@@ -72,26 +78,56 @@ class Host:
             hwtpm=hwtpm,
         )
 
-    def start_manager(self, saved: Saved | None = None) -> Vm:
-        """Power on (or restore) the manager VM, wait until it serves, wire all guests that there are."""
-        if saved is not None:
-            saved.copy_disks(self.directory / "state.img", self.directory / "manager/variables.fd", self.authority)
-        elif not (self.directory / "state.img").exists():
-            with open(self.directory / "state.img", "xb") as disk:
-                os.truncate(disk.fileno(), STATE_DISK)
+    def start_manager(self, saved: Saved | None = None, *, arriving: Arriving = Arriving.RESTORE) -> Vm:
+        """Power on (or restore) the manager VM, wait until it serves, wire all guests that there are.
+
+        A restored VM finds its own hardware TPM, which replaces this host's for good, or (``arriving``) this host's.
+        """
         with self._lock:
             if self.manager is not None:
                 raise HostError("the manager VM runs already; stop it first")
-            self._hwtpm = HardwareTpm(self.directory / "hwtpm", self.directory / "hwtpm.log")
-            spec = self.manager_spec(self._hwtpm.socket)
-            self.manager = Vm(spec, self.accelerator, restore=saved.memory if saved else None)
+            self._provide_disks(saved)
+            hwtpm = self._provide_hwtpm(arriving, new=saved is not None and arriving is Arriving.RESTORE)
+            self.manager = Vm(
+                self.manager_spec(hwtpm.socket), self.accelerator, restore=saved.memory if saved else None
+            )
             self.manager.go()
-            self._provision(self.links.wait_answering(self.manager.check, _BOOT))
-            self._started = self.links.wait_serving(self.manager.check, _BOOT)["started"]
+            self._provision(self.links.wait_answering(self._check, _BOOT))
+            self._started = self.links.wait_serving(self._check, _BOOT)["started"]
             for guest in self.guests.values():
                 self._plug_manager(guest)
             self._await_wired(_ATTACH)
         return self.manager
+
+    def _provide_disks(self, saved: Saved | None) -> None:
+        state = self.directory / "state.img"
+        if saved is not None:
+            saved.copy_disks(state, self.directory / "manager/variables.fd", self.authority)
+        elif not state.exists():
+            with open(state, "xb") as disk:
+                os.truncate(disk.fileno(), STATE_DISK)
+
+    def _provide_hwtpm(self, arriving: Arriving, *, new: bool) -> HardwareTpm:
+        """The host's TPM; after its stand-in has died, as after a power cut. ``new``: one without any state."""
+        directory = self.directory / "hwtpm"
+        if self._hwtpm is not None and not new:
+            try:
+                self._hwtpm.arriving = arriving
+                return self._hwtpm
+            except HostError as error:
+                log.warning("the hardware TPM has lost its power: %s", error)
+        if self._hwtpm is not None:
+            self._hwtpm.close()
+            self._hwtpm = None
+        if new:
+            shutil.rmtree(directory, ignore_errors=True)
+        self._hwtpm = HardwareTpm(directory, self.directory / "hwtpm.log", arriving=arriving)
+        return self._hwtpm
+
+    def _check(self) -> None:
+        """HostError if the manager VM or its TPM has ended."""
+        self.hwtpm.check()
+        self._running_manager().check()
 
     @property
     def authority(self) -> Path:
@@ -109,11 +145,11 @@ class Host:
             self.links.admin("provision", timeout=_PROVISION, **order)
 
     @property
-    def hwtpm_pid(self) -> int:
-        """The process of the stand-in hardware TPM."""
+    def hwtpm(self) -> HardwareTpm:
+        """The stand-in hardware TPM. It lives from the first start of the manager to the end of the host."""
         if self._hwtpm is None:
             raise HostError("the hardware TPM does not run; start the manager first")
-        return self._hwtpm.pid
+        return self._hwtpm
 
     def stop_manager(self) -> None:
         """Press the manager's power button: every vTPM is parked. Guests' commands wait or fail meanwhile."""
@@ -136,9 +172,6 @@ class Host:
         self.manager = None
         for guest in self.guests.values():
             guest.channel = ""  # slots are handed out anew
-        if self._hwtpm is not None:
-            self._hwtpm.close()
-            self._hwtpm = None
 
     # -- guests ---------------------------------------------------------------------------------------------
 
@@ -236,7 +269,7 @@ class Host:
     # -- end ------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """End guests and manager; idempotent."""
+        """End guests, manager and hardware TPM; idempotent."""
         self._closing.set()
         self.links.close()
         self._watcher.join()
@@ -246,6 +279,9 @@ class Host:
         if self.manager is not None:
             self.manager.close()
         self._forget_manager()
+        if self._hwtpm is not None:
+            self._hwtpm.close()
+            self._hwtpm = None
 
     def __enter__(self) -> Host:
         return self

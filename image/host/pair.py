@@ -15,7 +15,7 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-from manager_vm.errors import HostError
+from image.host.unix import listen
 from manager_vm.wire.channel import RING_MEMORY
 
 VECTORS = 2
@@ -29,7 +29,7 @@ class PairServer:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._listener = _listen(path)
+        self._listener = listen(path, _PEERS)
         self._memory = os.memfd_create("vtpm-channel", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(self._memory, RING_MEMORY)
         fcntl.fcntl(self._memory, fcntl.F_ADD_SEALS, _SEALS)
@@ -108,20 +108,6 @@ class PairServer:
         """Tell the VM that its peer came or left: its last vector."""
         with suppress(OSError):
             os.eventfd_write(self._events[peer][VECTORS - 1], 1)
-
-
-def _listen(path: Path) -> socket.socket:
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    try:
-        if path.is_socket():
-            path.unlink(missing_ok=True)
-        listener.bind(str(path))
-        path.chmod(0o600)
-    except OSError as error:
-        listener.close()
-        raise HostError(f"cannot listen at {path}: {error}; is the directory's path short enough?") from None
-    listener.listen(_PEERS)
-    return listener
 
 
 def _send(connection: socket.socket, number: int, fd: int = -1) -> None:

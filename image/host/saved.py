@@ -32,7 +32,7 @@ class Saved:
     def copy_disks(self, state: Path, variables: Path, authority: Path) -> None:
         """Put copies of the disks where the restored VM will look for them, and the authority that it knows."""
         if (self.directory / authority.name).exists():
-            shutil.copytree(self.directory / authority.name, authority)
+            shutil.copytree(self.directory / authority.name, authority, dirs_exist_ok=True)
         variables.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         for name, target in (("state.img", state), ("variables.fd", variables)):
             if (self.directory / name).exists():

@@ -47,7 +47,9 @@ class Journal:
         """
         contents = self._manifest.contents
         found = {"unanchored": self.audit.unanchored, "cut": self.audit.cut, "serial": contents.serial}
-        authority = crypto.digest(contents.authority).hex() if contents.authority else ""
+        authority = crypto.digest(contents.authority).hex()
+        if not contents.audit.count and not self.audit.unanchored and not broken:
+            self.note("provisioned", authority=authority, operators=sorted(contents.operators))
         self.note("manager started", version=version, authority=authority, **found)
         if broken:
             self._anchor()

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from manager_vm import crypto
 from manager_vm.protocol.lifecycle import State
 from manager_vm.store.records import Contents, VtpmRecord
 
@@ -24,8 +23,6 @@ def between(old: Contents, new: Contents) -> list[Event]:
 
 
 def _trust(old: Contents, new: Contents) -> Iterator[Event]:
-    if old.authority != new.authority:
-        yield "provisioned", {"authority": crypto.digest(new.authority).hex()}
     changed = sorted(key for key, data in new.operators.items() if old.operators.get(key) != data)
     gone = sorted(old.operators.keys() - new.operators.keys())
     if changed or gone:

@@ -16,14 +16,22 @@ from pathlib import Path
 import pytest
 
 from image import measure
+from image.host import saved
 from image.host.host import Host
+from image.host.hwtpm import Arriving
 from image.host.machine import VmSpec
 from image.host.saved import Saved
+from image.host.standin.session import KEPT
 from image.host.vm import Vm
 from manager_vm.errors import HostError
+from manager_vm.wire import tpm
+from tests.integration import raw
 from tests.system import vms
 
 _PATIENCE = 150.0  # seconds for a line on the console
+_INDEX, _KEY, _FIRST_TRANSIENT = 0x1500001, 0x81000001, 0x80000000
+_OWNER_INDEX = 0x02060006  # TPMA_NV: OWNERWRITE, AUTHWRITE, OWNERREAD, AUTHREAD, NO_DA
+_CONTENT = b"12345678"
 
 
 @contextmanager
@@ -85,6 +93,113 @@ def test_a_saved_manager_comes_back_with_its_hardware_tpms_pcrs(saved_manager: S
             assert file.read(4) == b"QEVM"
 
 
+class HardwareTpmOfVm:
+    """The hardware TPM as the manager VM reaches it: raw commands to /dev/tpm0, no resource manager."""
+
+    def __init__(self, vm: Vm) -> None:
+        self._vm = vm
+
+    def execute(self, *commands: bytes) -> list[bytes]:
+        """The responses; one start of Python for all, which is slow there."""
+        program = "import os, sys; f = os.open('/dev/tpm0', os.O_RDWR)\nfor c in sys.argv[1:]:"
+        program += " os.write(f, bytes.fromhex(c)); print(os.read(f, 4096).hex())"
+        said = self._vm.agent.check(f'python3 -c "{program}" {" ".join(command.hex() for command in commands)}')
+        return [bytes.fromhex(line) for line in said.split()]
+
+    def good(self, *commands: bytes) -> list[bytes]:
+        """The responses to commands that must succeed."""
+        responses = self.execute(*commands)
+        assert [raw.rc(response) for response in responses] == [0] * len(commands)
+        return responses
+
+    def pcr(self) -> str:
+        """PCR 11, SHA-256."""
+        return self.good(raw.pcr_read(11))[0][-32:].hex()
+
+    def furnish(self) -> tuple[str, bytes]:
+        """An NV index, a persistent key, and something in PCR 11; the PCR and ReadPublic of the key."""
+        where = _KEY.to_bytes(4, "big")
+        *_, pcr, key = self.good(
+            tpm.nv_define_space(_INDEX, _OWNER_INDEX, len(_CONTENT), tpm.TPM_RH_OWNER),
+            tpm.nv_write(_INDEX, 0, _CONTENT, tpm.TPM_RH_OWNER),
+            raw.create_primary(),
+            tpm.command(tpm.CC.TPM2_EvictControl, where, handles=(tpm.TPM_RH_OWNER, _FIRST_TRANSIENT), auths=1),
+            tpm.flush_context(_FIRST_TRANSIENT),
+            raw.pcr_extend(11),
+            raw.pcr_read(11),
+            tpm.read_public(_KEY),
+        )
+        return pcr[-32:].hex(), key
+
+    def look(self) -> tuple[str, bytes, bytes]:
+        """PCR 11, what the index holds, ReadPublic of the key."""
+        pcr, nv, key = self.good(raw.pcr_read(11), tpm.nv_read(_INDEX, 0, len(_CONTENT)), tpm.read_public(_KEY))
+        return pcr[-32:].hex(), tpm.parameters(nv[tpm.HEADER_SIZE :])[2:], key
+
+
+@pytest.mark.timeout(900)
+def test_the_hardware_tpm_outlives_its_vms_and_each_boot_has_pcrs_of_its_own(saved_manager: Saved) -> None:
+    expected = measure.expected(vms.IMAGES / "manager")["11"]
+    with vms.short_directory() as directory:
+        with Host(directory, vms.IMAGES, firmware=True) as host:
+            measured, key = HardwareTpmOfVm(host.start_manager(saved_manager)).furnish()
+            pids = host.hwtpm.pid, host.hwtpm.swtpm_pid
+            assert measured != expected
+            host.stop_manager()
+            hardware = HardwareTpmOfVm(host.start_manager())
+            assert hardware.look() == (expected, _CONTENT, key)
+            assert (host.hwtpm.pid, host.hwtpm.swtpm_pid) == pids
+            hardware.good(raw.pcr_extend(11))
+            host.kill_manager()
+        with Host(directory, vms.IMAGES, firmware=True) as host:
+            assert HardwareTpmOfVm(host.start_manager()).look() == (expected, _CONTENT, key)
+
+
+@pytest.mark.timeout(300)
+def test_a_saved_manager_is_restored_again_and_again_each_time_with_its_own_tpm(saved_manager: Saved) -> None:
+    expected = measure.expected(vms.IMAGES / "manager")["11"]
+    with vms.short_directory() as directory, Host(directory, vms.IMAGES, firmware=True) as host:
+        for _ in range(2):
+            hardware = HardwareTpmOfVm(host.start_manager(saved_manager))
+            assert hardware.pcr() == expected
+            hardware.furnish()  # there is no such index yet
+            host.kill_manager()
+
+
+@pytest.mark.timeout(300)
+def test_a_manager_that_arrives_finds_this_hosts_tpm_and_takes_none_of_it_along(saved_manager: Saved) -> None:
+    with vms.short_directory() as directory, Host(directory, vms.IMAGES, firmware=True) as host:
+        measured, key = HardwareTpmOfVm(host.start_manager(saved_manager)).furnish()
+        host.kill_manager()
+        vm = host.start_manager(saved_manager, arriving=Arriving.KEEP)
+        assert HardwareTpmOfVm(vm).look() == (measured, _CONTENT, key)
+        away = directory / "away"
+        away.mkdir()
+        saved.save(vm, away)
+        assert KEPT in (away / "memory").read_bytes()
+        host.kill_manager()
+        assert HardwareTpmOfVm(host.start_manager(Saved(away), arriving=Arriving.KEEP)).look()[0] == measured
+        host.kill_manager()
+        with pytest.raises(HostError, match=r"stateblob .* failed with a TPM error 0x9"):
+            host.start_manager(Saved(away))
+
+
+@pytest.mark.timeout(120)
+def test_a_manager_whose_hardware_tpm_dies_is_told_of_and_the_next_start_has_power_again(saved_manager: Saved) -> None:
+    with vms.short_directory() as directory, Host(directory, vms.IMAGES, firmware=True) as host:
+        host.start_manager(saved_manager)
+        os.kill(host.hwtpm.swtpm_pid, signal.SIGKILL)
+        deadline = time.monotonic() + 10
+        while host.hwtpm.running():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        with pytest.raises(HostError, match=r"hwtpm\.log"):
+            host.hwtpm.check()
+        host.kill_manager()
+        host.start_manager(saved_manager, arriving=Arriving.KEEP)
+        host.hwtpm.check()
+
+
 @pytest.mark.timeout(120)
 def test_the_measurements_of_a_boot_are_those_predicted_from_the_image(saved_manager: Saved) -> None:
     with vms.short_directory() as directory, Host(directory, vms.IMAGES, firmware=True) as host:
@@ -141,14 +256,14 @@ def test_nothing_is_left_when_the_host_side_is_killed(saved_manager: Saved) -> N
         "from image.host.host import Host; from image.host.saved import Saved\n"
         "host = Host(Path(sys.argv[1]), Path(sys.argv[2]), firmware=True)\n"
         "vm = host.start_manager(Saved(Path(sys.argv[3])))\n"
-        "print(vm.pid, host.hwtpm_pid, flush=True); time.sleep(60)\n"
+        "print(vm.pid, host.hwtpm.pid, host.hwtpm.swtpm_pid, flush=True); time.sleep(60)\n"
     )
     with vms.short_directory() as directory:
         argv = [sys.executable, "-c", program, str(directory), str(vms.IMAGES), str(saved_manager.directory)]
         child = subprocess.Popen(argv, stdout=subprocess.PIPE, cwd=vms.ROOT)
         assert child.stdout is not None
         pids = [int(word) for word in child.stdout.readline().split()]
-        assert len(pids) == 2 and all(os.path.exists(f"/proc/{pid}") for pid in pids)
+        assert len(pids) == 3 and all(os.path.exists(f"/proc/{pid}") for pid in pids)
         child.send_signal(signal.SIGKILL)
         child.wait()
         child.stdout.close()

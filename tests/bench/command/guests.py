@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -10,8 +11,8 @@ from pathlib import Path
 
 from image.host import machine
 from image.host.host import Host
-from image.host.hwtpm import HardwareTpm
 from image.host.machine import VmSpec
+from image.host.process import Process
 from image.host.vm import Vm
 from image.host.wires import GUEST_PORT, Carrier
 from manager_vm.errors import HostError
@@ -126,13 +127,24 @@ def _channel(carrier: Carrier) -> str:
 
 
 def _boot_crb(stack: ExitStack, directory: Path, accelerator: str) -> Vm:
-    """A guest whose TPM is QEMU's, with a swtpm of this host behind it."""
-    tpm = HardwareTpm(directory / "crb-tpm", directory / "crb-tpm.log")
-    stack.callback(tpm.close)
-    spec = VmSpec("crb", vms.IMAGES / "guest", directory / "crb", hwtpm=tpm.socket)
+    """A guest whose TPM is QEMU's, with a swtpm of this host behind it and nothing between."""
+    spec = VmSpec("crb", vms.IMAGES / "guest", directory / "crb", hwtpm=_swtpm(stack, directory / "crb-tpm"))
     vm = stack.enter_context(Vm(spec, accelerator))
     vm.go()
     return vm
+
+
+def _swtpm(stack: ExitStack, directory: Path) -> Path:
+    """The control socket of a swtpm that QEMU itself drives, and that ends with it."""
+    directory.mkdir(mode=0o700)
+    control = directory / "control.sock"
+    argv = ["swtpm", "socket", "--tpm2", "--tpmstate", f"dir={directory}"]
+    argv += ["--ctrl", f"type=unixio,path={control}", "--terminate"]
+    process = stack.enter_context(Process("swtpm of guest crb", argv, directory / "swtpm.log"))
+    while not control.exists():
+        process.check()
+        time.sleep(0.01)
+    return control
 
 
 def _prepare(lane: Lane) -> None:
