@@ -46,6 +46,7 @@ VERBS = {
     "detach": "[host link] take a vTPM off its channel",
     "boot": "[host link] report that the VM was reset or powered on: boot number N, each applied once",
     "destroy": "[signed] remove a vTPM and its keys for ever",
+    "release": "[signed] lead a vTPM out of quarantine: checked again, or at a loss that you accept",
     "info": "what the running vTPM says of itself: manufacturer, lockout counter, PCR banks",
     "ek-cert": "an EK certificate, or the CA's, as PEM",
     "authority": "[offline] sign what managers must know: which images may unseal, who operates them",
@@ -123,6 +124,24 @@ code 13).
 Refused while the vTPM is attached. Its keys go with the commit: no older copy of the
 state disk opens them again, unless the anchor is copied back with it. Asks for the name
 to be typed; --yes where there is no terminal.
+""",
+    "release": """\
+For admins. What the vTPM needs to go on is verified again, for instance after a copy of
+the damaged file was put back: if it is whole the vTPM is what it was before (off, parked,
+failed). Else nothing changes, unless you accept a loss:
+
+--discard-run    what its guest stored since the last stop (or since it was created) is
+                 lost: the vTPM falls back to its last anchored state. Counters and the
+                 dictionary-attack lockout go back too: whoever relied on them must know.
+--discard-state  everything is lost: what is left can only be destroyed.
+
+It is 'failed' then, and a guest goes on after its next reset. The record keeps the time,
+the loss and the reason of the quarantine for ever: 'show' has it as 'released', and so
+has the audit log. Asks for the name to be typed; --yes where there is no terminal.
+
+examples:
+  vtpmctl release web1
+  vtpmctl release web1 --discard-run --yes
 """,
     "info": """\
 Asked of the TPM itself by TPM2_GetCapability, between two commands of its guest.

@@ -33,6 +33,7 @@ RULES: dict[str, Rule] = {
     "start": _OPERATORS,
     "stop": _OPERATORS,
     "destroy": _OPERATORS,
+    "release": _ADMINS,
     "operator_add": _ADMINS,
     "operator_remove": _ADMINS,
     "operators": Rule(frozenset(Role), changes=False),

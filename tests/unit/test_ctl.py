@@ -221,6 +221,9 @@ REQUESTS: list[tuple[str, Path, str, dict[str, Any]]] = [
     ("stop web", ADMIN, "stop", {"name": "web"}),
     ("info web", ADMIN, "info", {"name": "web"}),
     ("destroy web --yes", ADMIN, "destroy", {"name": "web"}),
+    ("release web", ADMIN, "release", {"name": "web", "discard": ""}),
+    ("release web --discard-run --yes", ADMIN, "release", {"name": "web", "discard": "run"}),
+    ("release web --discard-state --yes", ADMIN, "release", {"name": "web", "discard": "state"}),
     ("operator list", ADMIN, "operators", {}),
     ("approvals", ADMIN, "approvals", {}),
     ("attach web", HOST, "attach", {"name": "web", "channel": None, "boot": None}),
@@ -421,8 +424,11 @@ def test_destroying_needs_the_name_typed_or_the_option(
         monkeypatch.setattr("sys.stdin", terminal(typed))
         assert main.main(["destroy", "web"]) == ConfigError.exit_code
         assert "not confirmed; nothing was changed" in capsys.readouterr().err
+    assert main.main(["release", "web", "--discard-run"]) == ConfigError.exit_code
     assert manager.asked == []
     monkeypatch.setattr("sys.stdin", terminal("web\n"))
+    assert main.main(["release", "web", "--discard-state"]) == 0
+    manager.asked.clear()
     assert main.main(["destroy", "web"]) == 0
     assert manager.asked == [(ADMIN, "destroy", {"name": "web"})]
 
