@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from image.host import accel, wires
+from image.host import accel, provision, wires
 from image.host.guest import Guest
 from image.host.hwtpm import Arriving, HardwareTpm, Kind, usable
 from image.host.links import Links
