@@ -10,20 +10,25 @@ import logging
 import os
 import stat
 from dataclasses import dataclass
+from pathlib import Path
 
 from manager_vm import packages, systemd
 from manager_vm.config import Config
-from manager_vm.errors import ConfigError, IntegrityError
+from manager_vm.errors import ConfigError, IntegrityError, StoreError
 from manager_vm.keys import approvals
 from manager_vm.keys.anchor import NvAnchor
+from manager_vm.keys.approvals import Images
 from manager_vm.keys.ek_ca import EkCa
 from manager_vm.keys.hwtpm import auths
 from manager_vm.keys.hwtpm.connection import Connection
 from manager_vm.keys.keyslot import Keyslot
 from manager_vm.platform import Platform
+from manager_vm.server.journal import Journal
+from manager_vm.server.verbs import VERSION
 from manager_vm.store import atomic
+from manager_vm.store.audit import AuditLog
 from manager_vm.store.manifest import Manifest
-from manager_vm.store.records import Contents
+from manager_vm.store.records import AuditHead, Contents
 from manager_vm.vtpm import swtpm
 from manager_vm.vtpm.registry import Registry
 from manager_vm.vtpm.run import Launcher
@@ -40,6 +45,8 @@ class Opened:
     """What boot hands to the daemon."""
 
     manifest: Manifest
+    images: Images
+    journal: Journal
     registry: Registry
 
 
@@ -68,9 +75,12 @@ class Ground:
 def open_manager(ground: Ground) -> Opened:
     """Open the state directory and take up all vTPMs."""
     config = ground.config
-    manifest = _open_manifest(config, ground.tpm)
+    manifest, images = _open_manifest(config, ground.tpm)
     contents = manifest.contents
     _check_uids(config, contents)
+    known = len(ground.warnings)
+    journal = Journal(_open_audit(config.state_dir, contents.audit, ground.warnings), manifest)
+    journal.start(VERSION, broken=len(ground.warnings) > known)
     registry = Registry(
         manifest,
         _disk(config),
@@ -80,7 +90,7 @@ def open_manager(ground: Ground) -> Opened:
         patience=_PATIENCE,
     )
     registry.recover()
-    return Opened(manifest, registry)
+    return Opened(manifest, images, journal, registry)
 
 
 def _check_programs(config: Config) -> list[str]:
@@ -116,22 +126,31 @@ def _own_uids(config: Config) -> bool:
     return os.geteuid() == 0 and config.uid_base > 0
 
 
-def _open_manifest(config: Config, tpm: Connection) -> Manifest:
+def _open_manifest(config: Config, tpm: Connection) -> tuple[Manifest, Images]:
     """Unseal (or take what the daemon before this one has unsealed), then find the one true manifest."""
     state = config.state_dir
     slot = Keyslot(state / "keyslot", tpm)
-    kept = systemd.kept(_KEPT)
+    authority, srk = slot.read().authority, slot.read().srk
+    kept, found = systemd.kept(_KEPT), approvals.load(state / "approvals", authority)
     if kept is not None:
-        root = slot.retained(kept)
+        root = slot.retained(kept, found.approvals)
     else:
-        found = approvals.load(state / "approvals", slot.read().authority)
-        root = slot.open(found.approvals, found.complaints)
-        systemd.keep(_KEPT, root.reveal())
-    srk = slot.read().srk
-    manifest = Manifest.load(state, root, NvAnchor(tpm, auths.derive(root, srk).anchor))
-    if manifest.contents.owner != srk:
-        raise IntegrityError("the manifest belongs to another platform than this keyslot; restore the state disk whole")
-    return manifest
+        root = slot.open(found.approvals, found.complaints, lambda secret: systemd.keep(_KEPT, secret))
+    authorizations = auths.derive(root, srk)
+    manifest = Manifest.load(state, root, NvAnchor(tpm, authorizations.anchor))
+    if (manifest.contents.owner, manifest.contents.authority) != (srk, authority.der):
+        raise IntegrityError("the manifest and the keyslot do not belong together; restore the state disk whole")
+    return manifest, Images(state / "approvals", tpm, authorizations, authority)
+
+
+def _open_audit(directory: Path, anchored: AuditHead, warnings: list[str]) -> AuditLog:
+    """The audit log; one that is not what was anchored is put aside, reported, and begun anew behind the anchor."""
+    try:
+        return AuditLog.open(directory, anchored)
+    except (IntegrityError, StoreError) as error:
+        log.error("AUDIT LOG BROKEN: %s", error)
+        warnings.append(f"{error}; what is left is in {directory}/audit.broken.1, a new chain says so")
+        return AuditLog.restart(directory, anchored, str(error))
 
 
 def _disk(config: Config) -> Disk:

@@ -38,6 +38,7 @@ def run(config: Config, *, announce: bool = False) -> None:
             return
         opened = boot.open_manager(ground)
         registry = opened.registry
+        tasks.callback(_log_errors, opened.journal.close)
         tasks.callback(_log_errors, registry.shut_down)
         watch = Watch(registry)
         tasks.callback(watch.close)
@@ -49,7 +50,9 @@ def run(config: Config, *, announce: bool = False) -> None:
         verbs = Verbs(opened.manifest, registry, wiring, config, ground.warnings)
         host_link = open_link(config.host_link, _guarded(lambda request: verbs.perform(HOST, request)))
         tasks.callback(host_link.close)
-        admin_link = open_link(config.admin, _guarded(Desk(opened.manifest, verbs).perform))
+        admin_link = open_link(
+            config.admin, _guarded(Desk(opened.manifest, opened.images, opened.journal, verbs).perform)
+        )
         tasks.callback(admin_link.close)
         _ready(announce)
         tasks.callback(wiring.hasten, _GRACE)  # the first thing at every end

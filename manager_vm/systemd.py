@@ -19,8 +19,11 @@ def notify(text: str, *descriptors: int) -> None:
     if not where:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-        address = "\0" + where[1:] if where.startswith("@") else where
-        socket.send_fds(sender, [text.encode()], list(descriptors), 0, address)
+        sender.connect("\0" + where[1:] if where.startswith("@") else where)
+        if descriptors:
+            socket.send_fds(sender, [text.encode()], descriptors)
+        else:
+            sender.send(text.encode())
 
 
 def keep(name: str, secret: bytes) -> None:

@@ -7,7 +7,6 @@ same hardware TPM.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import threading
@@ -15,7 +14,6 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from image.host import accel, hwtpm, wires
 from image.host.guest import Guest
@@ -33,7 +31,6 @@ log = logging.getLogger(__name__)
 STATE_DISK = 64 << 20  # bytes of a new, blank state disk
 _SLOTS = 16  # guests over ivshmem that the manager can have
 _BOOT = 240.0  # seconds for the manager to serve
-_PROVISION = 120.0  # seconds for it to take possession of its hardware TPM
 _STOP = 310.0  # seconds for it to park all vTPMs and end
 _ATTACH = 30.0  # seconds for a plugged device to appear in the manager
 _WATCH = 1.0  # seconds between looks at the manager
@@ -91,7 +88,8 @@ class Host:
             spec = self.manager_spec(self._hwtpm.socket)
             self.manager = Vm(spec, self.accelerator, restore=saved.memory if saved else None)
             self.manager.go()
-            self._provision(self.links.wait_answering(self._check, _BOOT))
+            status = self.links.wait_answering(self._check, _BOOT)
+            provision.provision(self.links, self.authority, self._images / "manager", status)
             self._started = self.links.wait_serving(self._check, _BOOT)["started"]
             for guest in self.guests.values():
                 self._plug_manager(guest)
@@ -115,16 +113,6 @@ class Host:
     def authority(self) -> Path:
         """Directory of this host's authority and its operator, made when a manager needs one."""
         return self.directory / local.DIRECTORY
-
-    def _provision(self, status: dict[str, Any]) -> None:
-        """Have the key that drives the manager; one that has no authority yet gets ours, which approves its image."""
-        assert self.manager is not None
-        found = local.open_or_make(self.authority)
-        self.links.key = found.operator
-        if not status["authority"]:
-            approval = found.approve(*_measured(self._images / "manager"))
-            order = {"authority": found.public.der, "operators": [found.enrolment], "approvals": [approval]}
-            self.links.admin("provision", timeout=_PROVISION, **order)
 
     @property
     def hwtpm(self) -> HardwareTpm:
@@ -272,13 +260,3 @@ class Host:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _measured(image: Path) -> tuple[str, dict[int, bytes]]:
-    """What the image build says of an image: which one it is, and the PCR values of its boot."""
-    try:
-        root_hash = json.loads((image / "image.json").read_text())["root_hash"]
-        pcrs = json.loads((image / "pcrs.json").read_text())["pcrs"]
-    except (OSError, ValueError, KeyError) as error:
-        raise HostError(f"{image} does not say what it measures to ({error}); run ./build.sh image") from None
-    return f"root hash {root_hash[:16]}", {int(pcr): bytes.fromhex(value) for pcr, value in pcrs.items()}

@@ -10,9 +10,9 @@ from typing import Any
 _COLUMNS = ("name", "state", "channel", "boot", "generation", "live", "reason")
 
 
-def as_json(value: Any) -> str:
-    """JSON; bytes become base64."""
-    return json.dumps(value, indent=2, sort_keys=True, default=lambda item: base64.b64encode(item).decode())
+def as_json(value: Any, indent: int | None = 2) -> str:
+    """JSON; bytes become base64. ``indent`` None: on one line."""
+    return json.dumps(value, indent=indent, sort_keys=True, default=lambda item: base64.b64encode(item).decode())
 
 
 def as_table(rows: list[dict[str, Any]], columns: tuple[str, ...] = _COLUMNS) -> str:
@@ -32,6 +32,11 @@ def as_fields(value: dict[str, Any]) -> str:
     flat = [(printable(key), text) for key, text in _flatten(value)]
     width = max((len(key) for key, _ in flat), default=0)
     return "\n".join(f"{key.ljust(width)}  {text}".rstrip() for key, text in flat)
+
+
+def as_line(value: dict[str, Any]) -> str:
+    """All fields on one line."""
+    return " ".join(f"{key}={_text(item)}" for key, item in value.items())
 
 
 def _flatten(value: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -12,8 +12,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from manager_vm.errors import ConfigError, TrustError
+from manager_vm.errors import ConfigError, RemoteProtocolError, TrustError
+from manager_vm.keys.approvals import Images
 from manager_vm.server import provision
+from manager_vm.server.journal import Journal
 from manager_vm.server.verbs import ADMIN, Verbs
 from manager_vm.store.manifest import Manifest
 from manager_vm.trust import request, roster, rules
@@ -22,12 +24,16 @@ from manager_vm.wire.admin import Request, SignedRequest
 
 log = logging.getLogger(__name__)
 
+_MAX_LINES = 400_000  # bytes of the audit log in one reply
+
 
 class Desk:
     """Thread-safe."""
 
-    def __init__(self, manifest: Manifest, verbs: Verbs) -> None:
+    def __init__(self, manifest: Manifest, images: Images, journal: Journal, verbs: Verbs) -> None:
         self._manifest = manifest
+        self._images = images
+        self._journal = journal
         self._verbs = verbs
         self._nonces = Nonces()
         self._lock = threading.Lock()  # of the nonces
@@ -44,11 +50,17 @@ class Desk:
         rules.demand_provisioned("anything that is signed", provisioned=bool(contents.authority))
         try:
             found = self._authorise(message)
-        except TrustError as error:
+        except (TrustError, RemoteProtocolError) as error:
             log.warning("a signed request was refused: %s", error)
+            if message.key in contents.operators:  # of strangers there may be any number
+                self._journal.refused(message.key, error)
             raise
+        performed = Request(message.id, found.verb, found.args)
+        if not rules.changes(found.verb):
+            return self._perform(performed)
         log.info("operator %s: %s %s", found.operator.name, found.verb, found.args.get("name", ""))
-        return self._perform(Request(message.id, found.verb, found.args))
+        with self._journal.request(found.operator, found.verb, found.args):
+            return self._perform(performed)
 
     def _authorise(self, message: SignedRequest) -> Authorised:
         contents = self._manifest.contents
@@ -87,6 +99,29 @@ class Desk:
         found = roster.operators(contents.authority, contents.operators)
         return [{"name": x.name, "role": str(x.role), "serial": x.serial, "key": x.key.id} for x in found]
 
+    def approve(self, args: dict[str, Any]) -> list[dict[str, Any]]:
+        """Take the authority's approval of an image."""
+        self._images.approve(_statement(args))
+        return self._images.listed()
+
+    def revoke(self, args: dict[str, Any]) -> list[dict[str, Any]]:
+        """Set the authority's revocation in the TPM. ``force``: also where no approval would be left."""
+        self._images.revoke(_statement(args), force=args.get("force") is True)
+        return self._images.listed()
+
+    def approvals(self, args: dict[str, Any]) -> list[dict[str, Any]]:
+        """Which images may unseal here, and which not any more."""
+        return self._images.listed()
+
+    def audit(self, args: dict[str, Any]) -> dict[str, Any]:
+        """Lines of the audit log behind number ``after`` (negative: from the end); how far it goes and is anchored."""
+        after, audit = args.get("after", 0), self._journal.audit
+        if not isinstance(after, int) or isinstance(after, bool):
+            raise ConfigError("name the entry after which to begin by its number")
+        anchored, head = self._manifest.contents.audit, audit.head
+        lines = audit.read(max(head.count + after, 0) if after < 0 else after, _MAX_LINES)
+        return {"lines": lines, "count": head.count, "anchored": anchored.count, "digest": anchored.digest}
+
 
 def _statement(args: dict[str, Any]) -> bytes:
     statement = args.get("statement")
@@ -100,4 +135,8 @@ OWN: dict[str, Callable[[Desk, dict[str, Any]], Any]] = {
     "operator_add": Desk.operator_add,
     "operator_remove": Desk.operator_remove,
     "operators": Desk.operators,
+    "approve": Desk.approve,
+    "revoke": Desk.revoke,
+    "approvals": Desk.approvals,
+    "audit": Desk.audit,
 }

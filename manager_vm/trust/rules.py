@@ -33,15 +33,25 @@ RULES: dict[str, Rule] = {
     "start": _OPERATORS,
     "stop": _OPERATORS,
     "destroy": _OPERATORS,
+    "release": _ADMINS,
     "operator_add": _ADMINS,
     "operator_remove": _ADMINS,
     "operators": Rule(frozenset(Role), changes=False),
+    "approve": _ADMINS,
+    "revoke": _ADMINS,
+    "approvals": _ANYBODY,
+    "audit": Rule(frozenset({Role.ADMIN, Role.AUDITOR}), changes=False),
 }
 
 
 def is_signed(verb: str) -> bool:
     """Whether the admin link serves this verb to operators only."""
     return verb in RULES and RULES[verb].signed
+
+
+def changes(verb: str) -> bool:
+    """Whether a request for this verb belongs into the audit log."""
+    return verb not in RULES or RULES[verb].changes
 
 
 def demand_unsigned(verb: str, *, provisioned: bool) -> None:

@@ -145,7 +145,7 @@ def test_a_program_that_is_no_swtpm_is_reported(make: Make) -> None:
 def test_an_unknown_key_of_the_configuration_is_named(make: Make) -> None:
     code, line = make({"swtmp": "x"}).refuse_to_start()
     assert code == 3
-    assert "unknown key 'swtmp'; known are admin, command_deadline" in line
+    assert "unknown key 'swtmp'; known are admin, authority_dir, command_deadline" in line
 
 
 @pytest.fixture

@@ -108,7 +108,7 @@ def test_an_older_manifest_is_refused(written: Manager) -> None:
     assert "not the anchored one: it is older, or was changed; restore the newest state disk" in line
 
 
-@pytest.mark.parametrize("part", ["manifest", "anchor", "rootkey"])
+@pytest.mark.parametrize("part", ["manifest", "keyslot"])
 def test_a_missing_part_of_the_state_is_refused_and_never_made_anew(written: Manager, part: str) -> None:
     written.stop()
     (written.state / part).unlink()
@@ -116,6 +116,18 @@ def test_a_missing_part_of_the_state_is_refused_and_never_made_anew(written: Man
     assert code == 6
     assert "restore" in line
     assert not (written.state / part).exists()
+
+
+def test_another_hardware_tpm_opens_nothing_and_its_own_opens_all_again(written: Manager) -> None:
+    written.stop()
+    own = written.directory / "hwtpm"
+    own.rename(written.directory / "kept")
+    code, line = written.refuse_to_start()
+    assert code == 6 and "not the one that the root key is sealed to" in line
+    shutil.rmtree(own)
+    (written.directory / "kept").rename(own)
+    written.start()
+    assert written.show("a")["state"] == "running"
 
 
 def assert_quarantined(manager: Manager, reason: str) -> None:

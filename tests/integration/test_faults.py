@@ -218,7 +218,7 @@ def test_a_request_under_way_at_the_end_is_finished_before_everything_is_parked(
 def test_a_channel_is_not_made_where_something_else_stands(manager: Manager) -> None:
     manager.add("a")
     manager.ctl("create", "b")
-    key = manager.state / "rootkey"
+    key = manager.state / "keyslot"
     before = key.read_bytes()
     with pytest.raises(Refused) as refused:
         manager.ctl("attach", "b", f"unix:{key}")

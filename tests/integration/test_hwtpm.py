@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -227,7 +228,7 @@ def test_an_anchor_that_is_missing_unwritten_or_made_by_somebody_else_is_a_rollb
     undefine(platform, mine)
     with pytest.raises(RollbackError, match="missing"):
         anchor.read()
-    nv.define_anchor(platform.connection, Authorizations(mine.owner, mine.endorsement, mine.lockout, Key(bytes(32))))
+    nv.define_anchor(platform.connection, replace(mine, anchor=Key(bytes(32))))
     with pytest.raises(RollbackError, match="not the one that this manager made"):
         anchor.read()
     with pytest.raises(RollbackError, match="not the one that this manager made"):

@@ -23,6 +23,7 @@ from manager_vm.errors import ConfigError, VtpmManagerError
 from manager_vm.server import desk, reception, verbs
 from manager_vm.trust import local, rules
 from manager_vm.trust.signing import SigningKey
+from manager_vm.wire import audit
 from manager_vm.wire.admin import Progress
 
 # -- output ---------------------------------------------------------------------------------------------------
@@ -199,7 +200,15 @@ def manager(monkeypatch: pytest.MonkeyPatch) -> FakeManager:
 
 
 ADMIN, HOST = Path("/run/vtpm/admin.sock"), Path("/run/vtpm/host.sock")
-STATEMENTS = {"provision", "operator_add", "operator_remove"}
+OTHERS = {
+    "challenge",
+    "provision",
+    "operator_add",
+    "operator_remove",
+    "approve",
+    "revoke",
+    "audit",
+}  # see the tests about them
 SERVED = {*verbs.ADMIN, *desk.OWN, *reception.SERVED}
 REQUESTS: list[tuple[str, Path, str, dict[str, Any]]] = [
     ("status", ADMIN, "status", {}),
@@ -212,7 +221,11 @@ REQUESTS: list[tuple[str, Path, str, dict[str, Any]]] = [
     ("stop web", ADMIN, "stop", {"name": "web"}),
     ("info web", ADMIN, "info", {"name": "web"}),
     ("destroy web --yes", ADMIN, "destroy", {"name": "web"}),
+    ("release web", ADMIN, "release", {"name": "web", "discard": ""}),
+    ("release web --discard-run --yes", ADMIN, "release", {"name": "web", "discard": "run"}),
+    ("release web --discard-state --yes", ADMIN, "release", {"name": "web", "discard": "state"}),
     ("operator list", ADMIN, "operators", {}),
+    ("approvals", ADMIN, "approvals", {}),
     ("attach web", HOST, "attach", {"name": "web", "channel": None, "boot": None}),
     ("attach web ivshmem --boot 3", HOST, "attach", {"name": "web", "channel": "ivshmem", "boot": 3}),
     ("detach web", HOST, "detach", {"name": "web"}),
@@ -235,7 +248,7 @@ def test_no_verb_of_a_link_is_out_of_an_operators_reach(manager: FakeManager) ->
     main.main(["ek-cert", "web"])
     (link, verb, args) = manager.asked[0]
     assert (link, args) == (ADMIN, {"name": "web"})
-    reached = {ADMIN: {verb, "challenge", *STATEMENTS}, HOST: {"status", "list"}}
+    reached = {ADMIN: {verb, *OTHERS}, HOST: {"status", "list"}}
     for _, link, verb, _ in REQUESTS:
         reached[link].add(verb)
     assert reached == {ADMIN: SERVED, HOST: set(verbs.HOST)}
@@ -250,6 +263,12 @@ def test_a_statement_goes_to_the_manager_as_it_is(manager: FakeManager, tmp_path
         assert manager.asked.pop() == (ADMIN, f"operator_{action}", {"statement": b"{}"})
         assert main.main(["operator", action]) == ConfigError.exit_code
     assert main.main(["operator", "list", str(statement)]) == ConfigError.exit_code
+    assert main.main(["approve", str(statement)]) == main.main(["revoke", str(statement), "--force"]) == 0
+    assert manager.asked == [
+        (ADMIN, "approve", {"statement": b"{}"}),
+        (ADMIN, "revoke", {"statement": b"{}", "force": True}),
+    ]
+    manager.asked.clear()
     public = str(tmp_path / "authority/authority.pub")
     assert main.main(["provision", public, str(statement), "--approval", str(statement)]) == 0
     order = {"authority": authority.public.der, "operators": [b"{}"], "approvals": [b"{}"]}
@@ -264,6 +283,34 @@ def test_operators_are_a_table_or_json(manager: FakeManager, capsys: pytest.Capt
     assert capsys.readouterr().out.splitlines() == lines
     main.main(["operator", "list", "--json"])
     assert json.loads(capsys.readouterr().out) == manager.answer
+
+
+LINES = [audit.encode(7, bytes(32), 0, "boot", {"vtpm": "web", "x": "\x1b[2J"}).decode()]
+
+
+def test_the_audit_log_is_shown_by_lines_and_what_is_not_anchored_is_marked(
+    manager: FakeManager, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manager.answer = {"lines": LINES, "count": 7, "anchored": 7, "digest": audit.digest(LINES[0].encode())}
+    assert main.main(["audit"]) == 0
+    (shown,) = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"7  1970-01-01T\S+  boot  vtpm=web x=\\x1b\[2J", shown)
+    manager.answer["anchored"] = 6
+    main.main(["audit", "--last", "3"])
+    assert capsys.readouterr().out.endswith("  [not anchored yet]\n")
+    main.main(["audit", "--json"])
+    assert json.loads(capsys.readouterr().out)[0].items() >= {"n": 7, "anchored": False, "vtpm": "web"}.items()
+    assert manager.asked == [(ADMIN, "audit", {"after": after}) for after in (-20, -3, -20)]
+
+
+def test_verifying_says_whether_the_chain_is_whole(manager: FakeManager, capsys: pytest.CaptureFixture[str]) -> None:
+    manager.answer = {"lines": LINES, "count": 7, "anchored": 7, "digest": bytes(32)}
+    assert main.main(["audit", "--verify"]) == errors.IntegrityError.exit_code
+    assert "those before it were removed" in capsys.readouterr().err
+    for wrong in (["--last", "-1"], ["--last", "x"], ["--follow", "1", "--verify"], ["forget"]):
+        with pytest.raises(SystemExit):
+            main.main(["audit", *wrong])
+    assert main.main(["audit", "verify"]) == ConfigError.exit_code
 
 
 def test_what_must_be_signed_is_signed_with_the_named_key_else_with_that_beside_the_manager(
@@ -377,8 +424,11 @@ def test_destroying_needs_the_name_typed_or_the_option(
         monkeypatch.setattr("sys.stdin", terminal(typed))
         assert main.main(["destroy", "web"]) == ConfigError.exit_code
         assert "not confirmed; nothing was changed" in capsys.readouterr().err
+    assert main.main(["release", "web", "--discard-run"]) == ConfigError.exit_code
     assert manager.asked == []
     monkeypatch.setattr("sys.stdin", terminal("web\n"))
+    assert main.main(["release", "web", "--discard-state"]) == 0
+    manager.asked.clear()
     assert main.main(["destroy", "web"]) == 0
     assert manager.asked == [(ADMIN, "destroy", {"name": "web"})]
 

@@ -142,9 +142,9 @@ def test_only_so_many_challenges_are_remembered_and_the_newest_ones_are() -> Non
 
 # -- roles ----------------------------------------------------------------------------------------------------
 
-READING = {"status", "list", "show", "info", "ek_cert", "challenge"}
+READING = {"status", "list", "show", "info", "ek_cert", "challenge", "approvals"}
 MAY = {
-    Role.AUDITOR: READING | {"operators"},
+    Role.AUDITOR: READING | {"operators", "audit"},
     Role.OPERATOR: READING | {"operators", "create", "start", "stop", "destroy"},
     Role.ADMIN: set(rules.RULES) - {"provision"},
 }

@@ -1,0 +1,63 @@
+"""What a commit does that the audit log must say: pure, from the contents before and after.
+
+So nothing important is changed without its entry, whoever changed it. ``serial`` is that of the commit; of two
+events with one serial the later one holds, the commit of the earlier one failed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from manager_vm.protocol.lifecycle import State
+from manager_vm.store.records import Contents, VtpmRecord
+
+Event = tuple[str, dict[str, Any]]
+_STATES = {State.FAILED: "failed", State.QUARANTINED: "quarantined"}
+
+
+def between(old: Contents, new: Contents) -> list[Event]:
+    """The events of the commit that makes ``new`` of ``old``."""
+    found = [*_trust(old, new), *_vtpms(old, new)]
+    return [(event, {**fields, "serial": new.serial}) for event, fields in found]
+
+
+def _trust(old: Contents, new: Contents) -> Iterator[Event]:
+    changed = sorted(key for key, data in new.operators.items() if old.operators.get(key) != data)
+    gone = sorted(old.operators.keys() - new.operators.keys())
+    if changed or gone:
+        yield "operators changed", {"keys": changed, "superseded": gone}
+
+
+def _vtpms(old: Contents, new: Contents) -> Iterator[Event]:
+    if old.vtpms is new.vtpms:
+        return
+    yield from _named("created", new, lambda record: record.uuid not in old.vtpms)
+    yield from _named("destroyed", old, lambda record: record.uuid not in new.vtpms)
+    for state, event in _STATES.items():
+        reasons: dict[str, list[str]] = {}
+        for record in _changed(old, new, "state"):
+            if record.state is state:
+                reasons.setdefault(record.reason, []).append(record.name)
+        for reason, names in reasons.items():
+            yield event, {"vtpms": names, "reason": reason}
+    for record in _changed(old, new, "released"):
+        yield "released", {"vtpm": record.name, "state": str(record.state), "mark": record.released}
+    for record in _changed(old, new, "channel"):
+        yield "attached" if record.channel else "detached", {"vtpm": record.name, "channel": record.channel}
+    for record in _changed(old, new, "boot"):
+        yield "boot", {"vtpm": record.name, "boot": record.boot}
+
+
+def _named(event: str, contents: Contents, which: Callable[[VtpmRecord], bool]) -> Iterator[Event]:
+    names = [record.name for record in contents.vtpms.values() if which(record)]
+    if names:
+        yield event, {"vtpms": names}
+
+
+def _changed(old: Contents, new: Contents, attribute: str) -> Iterator[VtpmRecord]:
+    """Records of ``new`` in which ``attribute`` is another one than before."""
+    for uuid, record in new.vtpms.items():
+        before = old.vtpms.get(uuid)
+        if before is not record and before is not None and getattr(before, attribute) != getattr(record, attribute):
+            yield record
