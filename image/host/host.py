@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from image.host import accel, hwtpm, wires
+from image.host import accel, hwtpm, provision, wires
 from image.host.guest import Guest
 from image.host.hwtpm import Arriving, HardwareTpm, Kind
 from image.host.links import Links
