@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import threading
 import time
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from image.host import accel, provision, wires
+from image.host import accel, hwtpm, provision, wires
 from image.host.guest import Guest
-from image.host.hwtpm import Arriving, HardwareTpm, Kind, usable
+from image.host.hwtpm import Arriving, HardwareTpm, Kind
 from image.host.links import Links
 from image.host.machine import VmSpec
 from image.host.saved import Saved
@@ -40,11 +39,11 @@ _WATCH = 1.0  # seconds between looks at the manager
 class Host:
     """``images``: what the image build made. ``firmware``: boot the manager through OVMF and its UKI.
 
-    ConfigError if a hardware TPM of this kind cannot be used.
+    ``kind``: of its hardware TPM; ConfigError if that cannot be used.
     """
 
-    def __init__(self, directory: Path, images: Path, *, firmware: bool = False, hwtpm: Kind = Kind.EMULATOR) -> None:
-        usable(hwtpm)
+    def __init__(self, directory: Path, images: Path, *, firmware: bool = False, kind: Kind = Kind.EMULATOR) -> None:
+        hwtpm.usable(kind)
         self.directory = directory.absolute()
         self._images = images.absolute()
         self._firmware = firmware
@@ -62,7 +61,7 @@ class Host:
 
     # -- the manager ----------------------------------------------------------------------------------------
 
-    def manager_spec(self, hwtpm: Path | None) -> VmSpec:
+    def manager_spec(self, tpm: Path | None) -> VmSpec:
         """The manager's VM."""
         return VmSpec(
             "manager",
@@ -72,7 +71,7 @@ class Host:
             ports=self.links.ports,
             state_disk=self.directory / "state.img",
             slots=_SLOTS,
-            hwtpm=hwtpm,
+            hwtpm=tpm,
         )
 
     def start_manager(self, saved: Saved | None = None, *, arriving: Arriving = Arriving.RESTORE) -> Vm:
@@ -84,10 +83,10 @@ class Host:
             if self.manager is not None:
                 raise HostError("the manager VM runs already; stop it first")
             self._provide_disks(saved)
-            hwtpm = self._provide_hwtpm(arriving, new=saved is not None and arriving is Arriving.RESTORE)
-            self.manager = Vm(
-                self.manager_spec(hwtpm.socket), self.accelerator, restore=saved.memory if saved else None
-            )
+            new = saved is not None and arriving is Arriving.RESTORE
+            self._hwtpm = hwtpm.provide(self._hwtpm, self.directory / "hwtpm", arriving, new=new)
+            spec = self.manager_spec(self._hwtpm.socket)
+            self.manager = Vm(spec, self.accelerator, restore=saved.memory if saved else None)
             self.manager.go()
             status = self.links.wait_answering(self._check, _BOOT)
             provision.provision(self.links, self.authority, self._images / "manager", status)
@@ -104,23 +103,6 @@ class Host:
         elif not state.exists():
             with open(state, "xb") as disk:
                 os.truncate(disk.fileno(), STATE_DISK)
-
-    def _provide_hwtpm(self, arriving: Arriving, *, new: bool) -> HardwareTpm:
-        """The host's TPM; after its stand-in has died, as after a power cut. ``new``: one without any state."""
-        directory = self.directory / "hwtpm"
-        if self._hwtpm is not None and not new:
-            try:
-                self._hwtpm.arriving = arriving
-                return self._hwtpm
-            except HostError as error:
-                log.warning("the hardware TPM has lost its power: %s", error)
-        if self._hwtpm is not None:
-            self._hwtpm.close()
-            self._hwtpm = None
-        if new:
-            shutil.rmtree(directory, ignore_errors=True)
-        self._hwtpm = HardwareTpm(directory, self.directory / "hwtpm.log", arriving=arriving)
-        return self._hwtpm
 
     def _check(self) -> None:
         """HostError if the manager VM or its TPM has ended."""
