@@ -1,7 +1,7 @@
 """A hardware TPM that stops for ever at one point around an NV_Write, so that the VM can be cut off just there.
 
-``CUT`` names a directory: once the file ``armed`` is there, the next NV_Write makes the file ``reached`` at the point that
-``point`` names: before the TPM has it, after it is done but unanswered, after its answer.
+``CUT`` names a directory: once the file ``armed`` is there, the next NV_Write makes the file ``reached`` at the point
+that ``point`` names: before the TPM has it, after it is done but unanswered, after its answer.
 """
 
 from __future__ import annotations
