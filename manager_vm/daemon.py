@@ -52,7 +52,7 @@ def run(config: Config, *, announce: bool = False) -> None:
         verbs = Verbs(opened.manifest, registry, wiring, config, ground.warnings)
         host_link = open_link(config.host_link, _guarded(lambda request: verbs.perform(HOST, request)))
         tasks.callback(host_link.close)
-        desk = Desk(opened.manifest, opened.journal, verbs, opened.enrolment)
+        desk = Desk(opened.manifest, opened.images, opened.journal, verbs, opened.enrolment)
         admin_link = open_link(config.admin, _guarded(desk.perform))
         tasks.callback(admin_link.close)
         _ready(announce)

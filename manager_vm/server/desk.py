@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from manager_vm.errors import ConfigError, RemoteProtocolError, TrustError
+from manager_vm.keys.approvals import Images
 from manager_vm.keys.enrolment import Enrolment
 from manager_vm.server import provision
 from manager_vm.server.journal import Journal
@@ -30,8 +31,11 @@ _MAX_LINES = 400_000  # bytes of the audit log in one reply
 class Desk:
     """Thread-safe."""
 
-    def __init__(self, manifest: Manifest, journal: Journal, verbs: Verbs, enrolment: Enrolment) -> None:
+    def __init__(
+        self, manifest: Manifest, images: Images, journal: Journal, verbs: Verbs, enrolment: Enrolment
+    ) -> None:
         self._manifest = manifest
+        self._images = images
         self._journal = journal
         self._verbs = verbs
         self._enrolment = enrolment
@@ -99,6 +103,20 @@ class Desk:
         found = roster.operators(contents.authority, contents.operators)
         return [{"name": x.name, "role": str(x.role), "serial": x.serial, "key": x.key.id} for x in found]
 
+    def approve(self, args: dict[str, Any]) -> list[dict[str, Any]]:
+        """Take the authority's approval of an image."""
+        self._images.approve(_statement(args))
+        return self._images.listed()
+
+    def revoke(self, args: dict[str, Any]) -> list[dict[str, Any]]:
+        """Set the authority's revocation in the TPM. ``force``: also where no approval would be left."""
+        self._images.revoke(_statement(args), force=args.get("force") is True)
+        return self._images.listed()
+
+    def approvals(self, args: dict[str, Any]) -> list[dict[str, Any]]:
+        """Which images may unseal here, and which not any more."""
+        return self._images.listed()
+
     def platform_show(self, args: dict[str, Any]) -> dict[str, Any]:
         """Who this platform is, and how many signing keys it has."""
         return self._enrolment.show()
@@ -141,6 +159,9 @@ OWN: dict[str, Callable[[Desk, dict[str, Any]], Any]] = {
     "operator_add": Desk.operator_add,
     "operator_remove": Desk.operator_remove,
     "operators": Desk.operators,
+    "approve": Desk.approve,
+    "revoke": Desk.revoke,
+    "approvals": Desk.approvals,
     "audit": Desk.audit,
     "platform_show": Desk.platform_show,
     "platform_evidence": Desk.platform_evidence,

@@ -22,6 +22,8 @@ class VtpmRecord:
     ``blob``/``blob_digest``: the anchored state blob (file name, SHA-256), always present. ``run``: the directory
     of the current run, "" if none. ``boot``: the newest boot number applied. ``resume``: a parked vTPM that the manager
     resumes by itself when it starts. ``ek_names``: TPM names of the EKs by key kind, recorded at manufacture.
+    ``before``: of a quarantined one, its state before. ``released``: when, and at what loss, it was led out of
+    quarantine; kept for ever.
     """
 
     uuid: str
@@ -38,6 +40,8 @@ class VtpmRecord:
     resume: bool = False
     channel: str = ""
     reason: str = ""
+    before: str = ""
+    released: str = ""
 
 
 @dataclass(frozen=True, slots=True)

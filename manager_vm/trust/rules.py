@@ -33,6 +33,7 @@ RULES: dict[str, Rule] = {
     "start": _OPERATORS,
     "stop": _OPERATORS,
     "destroy": _OPERATORS,
+    "release": _ADMINS,
     "operator_add": _ADMINS,
     "operator_remove": _ADMINS,
     "operators": Rule(frozenset(Role), changes=False),
@@ -40,6 +41,9 @@ RULES: dict[str, Rule] = {
     "platform_evidence": _ADMINS,
     "platform_activate": _ADMINS,
     "platform_install": _ADMINS,
+    "approve": _ADMINS,
+    "revoke": _ADMINS,
+    "approvals": _ANYBODY,
     "audit": Rule(frozenset({Role.ADMIN, Role.AUDITOR}), changes=False),
 }
 
