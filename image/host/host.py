@@ -12,6 +12,7 @@ import os
 import threading
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
@@ -37,15 +38,16 @@ _WATCH = 1.0  # seconds between looks at the manager
 
 
 class Host:
-    """``images``: what the image build made. ``firmware``: boot the manager through OVMF and its UKI.
+    """``images``: what the image build made; another one counts from the manager's next power-on.
 
-    ``kind``: of its hardware TPM; ConfigError if that cannot be used.
+    ``firmware``: boot the manager through OVMF and its UKI. ``kind``: of its hardware TPM; ConfigError if that cannot
+    be used.
     """
 
     def __init__(self, directory: Path, images: Path, *, firmware: bool = False, kind: Kind = Kind.EMULATOR) -> None:
         hwtpm.usable(kind)
         self.directory = directory.absolute()
-        self._images = images.absolute()
+        self.images = images.absolute()
         self._firmware = firmware
         self.manager: Vm | None = None
         self.guests: dict[str, Guest] = {}
@@ -55,7 +57,7 @@ class Host:
         self._closing = threading.Event()
         (self.directory / "guests").mkdir(mode=0o700, parents=True, exist_ok=True)
         self.links = Links(self.directory)
-        self.accelerator = accel.choose(self._images / "accelerator", self._images / "guest")
+        self.accelerator = accel.choose(self.images / "accelerator", self.images / "guest")
         self._watcher = threading.Thread(target=self._watch, name="host", daemon=True)
         self._watcher.start()
 
@@ -65,7 +67,7 @@ class Host:
         """The manager's VM."""
         return VmSpec(
             "manager",
-            self._images / "manager",
+            self.images / "manager",
             self.directory / "manager",
             firmware=self._firmware,
             ports=self.links.ports,
@@ -80,20 +82,28 @@ class Host:
         A restored VM finds its own hardware TPM, which replaces this host's for good, or (``arriving``) this host's.
         """
         with self._lock:
+            manager = self.power_on_manager(saved, arriving=arriving)
+            status = self.links.wait_answering(self._check, _BOOT)
+            provision.provision(self.links, self.authority, self.images / "manager", status)
+            self._started = self.links.wait_serving(self._check, _BOOT)["started"]
+            for guest in self.guests.values():
+                self._plug_manager(guest)
+            self._await_wired(_ATTACH)
+        return manager
+
+    def power_on_manager(
+        self, saved: Saved | None = None, *, arriving: Arriving = Arriving.RESTORE, stub_arguments: str = ""
+    ) -> Vm:
+        """The manager's VM with processors that run; it may refuse to serve, and its console says why."""
+        with self._lock:
             if self.manager is not None:
                 raise HostError("the manager VM runs already; stop it first")
             self._provide_disks(saved)
             new = saved is not None and arriving is Arriving.RESTORE
             self._hwtpm = hwtpm.provide(self._hwtpm, self.directory / "hwtpm", arriving, new=new)
-            spec = self.manager_spec(self._hwtpm.socket)
+            spec = replace(self.manager_spec(self._hwtpm.socket), stub_arguments=stub_arguments)
             self.manager = Vm(spec, self.accelerator, restore=saved.memory if saved else None)
             self.manager.go()
-            status = self.links.wait_answering(self._check, _BOOT)
-            provision.provision(self.links, self.authority, self._images / "manager", status)
-            self._started = self.links.wait_serving(self._check, _BOOT)["started"]
-            for guest in self.guests.values():
-                self._plug_manager(guest)
-            self._await_wired(_ATTACH)
         return self.manager
 
     def _provide_disks(self, saved: Saved | None) -> None:
@@ -148,7 +158,7 @@ class Host:
     def add_guest(self, name: str, carrier: Carrier, saved: Saved | None = None) -> Guest:
         """Start (or restore) a guest whose TPM is the manager's vTPM ``name``, which must exist."""
         directory = self.directory / "guests" / name
-        spec = VmSpec(name, self._images / "guest", directory, hold_resets=True)
+        spec = VmSpec(name, self.images / "guest", directory, hold_resets=True)
         guest = Guest(spec, self.accelerator, self._report, restore=saved.memory if saved else None)
         guest.wire = wires.make(carrier, name, directory.parent)
         with self._lock:

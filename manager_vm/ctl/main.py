@@ -181,6 +181,7 @@ _HANDLERS: dict[str, Callable[[Args], int | None]] = {
     "provision": lambda args: operators.provision(args, _call),
     "operator": lambda args: operators.operator(args, _call),
     "approve": lambda args: operators.approve(args, _call),
+    "upgrade": lambda args: operators.upgrade(args, _call),
     "revoke": lambda args: operators.revoke(args, _call),
     "approvals": lambda args: operators.approvals(args, _call),
     "audit": lambda args: audit.run(args, _call),

@@ -263,8 +263,10 @@ def test_a_statement_goes_to_the_manager_as_it_is(manager: FakeManager, tmp_path
         assert manager.asked.pop() == (ADMIN, f"operator_{action}", {"statement": b"{}"})
         assert main.main(["operator", action]) == ConfigError.exit_code
     assert main.main(["operator", "list", str(statement)]) == ConfigError.exit_code
-    assert main.main(["approve", str(statement)]) == main.main(["revoke", str(statement), "--force"]) == 0
+    for line in (["approve"], ["upgrade"], ["revoke", "--force"]):
+        assert main.main([line[0], str(statement), *line[1:]]) == 0
     assert manager.asked == [
+        (ADMIN, "approve", {"statement": b"{}"}),
         (ADMIN, "approve", {"statement": b"{}"}),
         (ADMIN, "revoke", {"statement": b"{}", "force": True}),
     ]
@@ -338,7 +340,7 @@ def test_what_must_be_signed_is_signed_with_the_named_key_else_with_that_beside_
 
 def test_a_verb_says_that_it_must_be_signed_where_it_must() -> None:
     for verb, text in help.VERBS.items():
-        asked = {"operator": "operator_add"}.get(verb, verb.replace("-", "_"))
+        asked = {"operator": "operator_add", "upgrade": "approve"}.get(verb, verb.replace("-", "_"))
         assert text.startswith("[signed] ") is rules.is_signed(asked)
 
 
