@@ -12,7 +12,8 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from manager_vm.trust import credential, templates, tpm_structures
 from manager_vm.trust.credential import Credential
-from manager_vm.trust.tpm_structures import Alg, Attributes, Public, Type
+from manager_vm.trust.tpm_constants import Alg, Attributes, Type
+from manager_vm.trust.tpm_structures import Public
 
 SK = (
     Attributes.FIXED_TPM

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from manager_vm.errors import EvidenceError
 from manager_vm.trust import credential, templates, tpm_structures
-from manager_vm.trust.tpm_structures import Alg
+from manager_vm.trust.tpm_constants import Alg
 from tests.unit.software_tpm import ek, opened, seed_of
 
 NAME, VALUE = b"\0\x0b" + bytes(range(32)), bytes(range(100, 132))

@@ -24,7 +24,7 @@ from manager_vm.trust.authority import AuthorityDirectory
 from manager_vm.trust.enrolment import CertifiedKey, Pending
 from manager_vm.trust.register import Register
 from manager_vm.trust.signing import SigningKey
-from manager_vm.trust.tpm_structures import Alg, Attributes, Type
+from manager_vm.trust.tpm_constants import Alg, Attributes, Type
 from tests import unlinkability
 from tests.unit import software_tpm
 from tests.unit.software_tpm import AK, SK
