@@ -67,7 +67,7 @@ def check_sk(sk: Public) -> None:
 def _check(public: Public, what: str, needed: Attributes) -> None:
     if missing := needed & ~public.attributes:
         raise EvidenceError(f"this {what} lacks {_names(missing)}: what it signs proves nothing")
-    if extra := public.attributes & ~(needed | _EITHER):
+    if extra := Attributes(public.attributes.value & ~(needed | _EITHER).value):  # unknown bits too
         raise EvidenceError(f"this {what} is {_names(extra)}, which an {what} is not")
     if public.policy:
         raise EvidenceError(f"this {what} has a policy, which an {what} has not")
