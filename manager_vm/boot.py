@@ -17,7 +17,6 @@ from manager_vm.config import Config
 from manager_vm.errors import ConfigError, IntegrityError, StoreError
 from manager_vm.keys import approvals
 from manager_vm.keys.anchor import NvAnchor
-from manager_vm.keys.ek_ca import EkCa
 from manager_vm.keys.hwtpm import auths
 from manager_vm.keys.hwtpm.connection import Connection
 from manager_vm.keys.keyslot import Keyslot
@@ -82,7 +81,6 @@ def open_manager(ground: Ground) -> Opened:
     registry = Registry(
         manifest,
         _disk(config),
-        EkCa.load(contents.ca_key, contents.ca_certificate),
         uid_base=config.uid_base,
         limit=config.max_vtpms,
         patience=_PATIENCE,

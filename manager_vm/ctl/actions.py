@@ -9,6 +9,9 @@ ROLES = {
     "auditor": "reading; the audit log",
 }
 
+# what vouches for the AKs of a group's vTPMs (keys/HIERARCHIES.md)
+HIERARCHIES = ("sk", "ak-vek", "ak-vak", "independent", "ek")
+
 # verb -> its second word -> (a line, what --help adds)
 ACTIONS = {
     "authority": {
@@ -24,6 +27,7 @@ DIR must be new, or empty and open to nobody else. It gets mode 0700 and holds
   revocations/     N.json, in the order in which they were made
   operators/       NAME.json: who is enrolled
   removals/        who was removed
+  groups/          NAME.json: tenants' groups
 
 Delete nothing in it: it is the record of what is used up. An existing authority is never
 overwritten (exit code 3).
@@ -67,9 +71,9 @@ examples:
 """,
         ),
         "enroll": (
-            "sign who may operate managers: a name, a key, a role",
+            "sign who may operate managers: a name, a key, a role; or which groups tenants have",
             """\
-Roles:
+--operator, with --key and --role. Roles:
   admin       everything
   operator    create, start, stop, destroy; reading
   auditor     reading; the audit log
@@ -80,7 +84,17 @@ with another name, and a key that was removed are refused (exit code 3).
 
 Writes DIR/operators/NAME.json; 'provision' or 'operator add' hands it to a manager.
 
-example: vtpmctl authority enroll authority --operator alice --key alice.key.pub --role operator
+--group, with --authority: a tenant's group of vTPMs, whose operators are enrolled by that
+other authority from then on, in its own directory. --hierarchy says what vouches for the
+AKs of its vTPMs: sk (default), ak-vek, ak-vak or independent; ek is refused, an EK never
+signs. A group never gets another authority.
+
+Writes DIR/groups/NAME.json; 'group add' hands it to a manager.
+
+examples:
+  vtpmctl authority enroll authority --operator alice --key alice.key.pub --role operator
+  vtpmctl authority enroll authority --group acme --authority acme/authority.pub
+  vtpmctl authority enroll acme --operator bob --key bob.key.pub --role operator
 """,
         ),
         "remove": (

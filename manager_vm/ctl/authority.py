@@ -55,8 +55,11 @@ def _add_images(approve: argparse.ArgumentParser, revoke: argparse.ArgumentParse
 def _add_operators(enroll: argparse.ArgumentParser, remove: argparse.ArgumentParser) -> None:
     whom = enroll.add_mutually_exclusive_group(required=True)
     whom.add_argument("--operator", metavar="NAME", help="an operator: 1 to 63 letters, digits, '.', '_' or '-'")
-    enroll.add_argument("--key", type=Path, required=True, metavar="FILE", help="the public key, FILE.pub of 'key new'")
-    enroll.add_argument("--role", required=True, choices=list(actions.ROLES), help="what the operator may ask for")
+    whom.add_argument("--group", metavar="NAME", help="a tenant's group of vTPMs")
+    enroll.add_argument("--key", type=Path, metavar="FILE", help="the operator's public key, FILE.pub of 'key new'")
+    enroll.add_argument("--authority", type=Path, metavar="FILE", help="the group's own: its authority.pub")
+    enroll.add_argument("--hierarchy", choices=actions.HIERARCHIES, help="what vouches for its vTPMs' AKs (default sk)")
+    enroll.add_argument("--role", choices=list(actions.ROLES), help="what the operator may ask for")
     enroll.add_argument("--description", default="", metavar="TEXT", help="for people, up to 200 characters")
     remove.add_argument("--operator", required=True, metavar="NAME", help="who is enrolled here")
     remove.add_argument("--reason", required=True, metavar="TEXT", help="for people, up to 200 characters")

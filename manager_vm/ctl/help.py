@@ -52,6 +52,7 @@ VERBS = {
     "key": "[offline] make a signature key",
     "provision": "tell a new manager its authority and first operators: once, by whoever comes first",
     "operator": "[signed] add or remove an operator by a statement of the authority, or list them",
+    "group": "[signed] take or give up a tenant's group of vTPMs, or list them",
     "audit": "[signed] the manager's audit log: shown, followed, verified; `audit verify FILE` needs no manager",
     "doctor": "what this machine has and lacks",
     "completion": "print shell completion: source <(vtpmctl completion bash)",
@@ -65,7 +66,7 @@ warnings: what the manager found wrong with this machine when it started, for in
 libtpms known to be vulnerable.
 """,
     "list": """\
-Columns: NAME; STATE (off, running, parked, failed, quarantined); CHANNEL, "-" while
+Columns: NAME; GROUP; STATE (off, running, parked, failed, quarantined); CHANNEL, "-" while
 detached; BOOT, the newest boot number applied; GENERATION; LIVE, whether a front end
 was heard within 3.5 s; REASON, why a vTPM failed or is quarantined.
 """,
@@ -74,7 +75,14 @@ A name has 1 to 63 letters, digits, '.', '_' or '-', and is in use once. The new
 off: 'attach' with a boot number powers it on. An interrupted create leaves nothing
 behind.
 
-example: vtpmctl create web1
+--group NAME: a tenant's vTPM. Its EK certificates are issued by that group's CA, and
+only operators whom the group's authority has enrolled create, start and destroy it; an
+admin of the platform may only stop it. Without --group it is in the group 'default',
+which is the manager's own. A vTPM never changes its group.
+
+examples:
+  vtpmctl create web1
+  vtpmctl --key bob.key create web2 --group acme
 """,
     "show": """\
 Besides the columns of 'list': uuid; open, whether the manager holds the channel open;
@@ -125,10 +133,15 @@ to be typed; --yes where there is no terminal.
 Asked of the TPM itself by TPM2_GetCapability, between two commands of its guest.
 """,
     "ek-cert": """\
+Issued by the CA of the vTPM's group, one root for each group of each manager: two groups
+have nothing in common in their certificates. The guest finds them in NV: 0x01C00002
+(RSA-2048), 0x01C0000A (P-256), 0x01C00016 (P-384), the CA's at 0x01C00100.
+
 examples:
   vtpmctl ek-cert web1 --key ecc-p256 | openssl x509 -noout -text
   vtpmctl ek-cert web1 --ca --out ca.pem && vtpmctl ek-cert web1 --out ek.pem
   openssl verify -CAfile ca.pem ek.pem
+  vtpmctl ek-cert web1 --chain --out chain.pem
 """,
     "authority": """\
 The authority is a signature key (ECDSA, P-256) in a directory that only its owner can
@@ -165,9 +178,26 @@ FILE.json is signed by the authority: an enrolment (add) or a removal (remove). 
 has one key: an enrolment with a higher serial replaces the one before. A removed key
 never comes back. The last admin can only be replaced. 'list' is for every operator.
 
+--group NAME: FILE.json is signed by that group's authority, and the request by an admin
+of the group or of the platform, who only hands it in.
+
 examples:
   vtpmctl --key alice.key operator add bob.json
+  vtpmctl operator add carol.json --group acme
   vtpmctl operator list
+""",
+    "group": """\
+A group is a tenant's vTPMs: they have their own EK CA, and their own authority says who
+operates them. 'add' takes FILE.json of 'authority enroll --group', signed by the
+authority of the manager; files behind it are enrolments by the group's authority. A
+newer statement may change the hierarchy while the group has no vTPMs; the authority never
+changes. 'remove NAME' is refused while the group has vTPMs: only its own operators may
+destroy them. 'list' is for anybody. 'add' and 'remove' are for admins.
+
+examples:
+  vtpmctl group add acme.json bob.json
+  vtpmctl group list
+  vtpmctl group remove acme
 """,
     "audit": """\
 For admins and auditors. One line an entry: number, time (the host's clock), event. A

@@ -105,17 +105,25 @@ def _attach(args: Args) -> None:
     _show(args, _call(args, "attach", host=True, name=args.name, channel=args.channel, boot=args.boot))
 
 
+def _of_group(args: Args) -> dict[str, Any]:
+    return {} if args.group is None else {"group": args.group}
+
+
 def _ek_cert(args: Args) -> None:
     found = _call(args, "ek_cert", name=args.name)
-    der = found["ca"] if args.ca else found["certificates"][args.key]
-    body = base64.encodebytes(der).decode()
-    pem = "-----BEGIN CERTIFICATE-----\n" + "".join(_wrap(body.replace("\n", ""))) + "-----END CERTIFICATE-----\n"
+    wanted = [] if args.ca else [found["certificates"][args.key]]
+    pem = "".join(_pem(der) for der in (*wanted, *([found["ca"]] if args.ca or args.chain else [])))
     if args.out:
         _write(args.out, pem)
     if args.json:
         _show(args, {"pem": pem})
     elif not args.out:
         print(pem, end="")
+
+
+def _pem(der: bytes) -> str:
+    body = "".join(_wrap(base64.b64encode(der).decode()))
+    return f"-----BEGIN CERTIFICATE-----\n{body}-----END CERTIFICATE-----\n"
 
 
 def _write(path: Path, text: str) -> None:
@@ -152,7 +160,7 @@ def _offline(args: Args) -> int:
 _HANDLERS: dict[str, Callable[[Args], int | None]] = {
     "status": _simple("status"),
     "list": _simple("list"),
-    "create": _simple("create", "name"),
+    "create": lambda args: _show(args, _call(args, "create", name=args.name, **_of_group(args))),
     "show": _simple("show", "name"),
     "start": _simple("start", "name", "power_on"),
     "stop": _simple("stop", "name"),
@@ -166,6 +174,7 @@ _HANDLERS: dict[str, Callable[[Args], int | None]] = {
     "key": _offline,
     "provision": lambda args: operators.provision(args, _call),
     "operator": lambda args: operators.operator(args, _call),
+    "group": lambda args: operators.group(args, _call),
     "audit": lambda args: audit.run(args, _call),
     "doctor": _doctor,
     "completion": _completion,
@@ -216,6 +225,7 @@ def _seconds(text: str) -> float:
 def _add_arguments(verbs: dict[str, argparse.ArgumentParser]) -> None:
     for verb in ("create", *_NAMED):
         verbs[verb].add_argument("name", metavar="NAME", help="the vTPM")
+    verbs["create"].add_argument("--group", metavar="NAME", help="a tenant's group (default: the manager's own)")
     verbs["start"].add_argument("--power-on", action="store_true", help="_TPM_Init; refused while a guest is live")
     verbs["boot"].add_argument("number", type=int, metavar="N", help="the VM's boot number, growing by one per reset")
     attach = verbs["attach"]
@@ -227,7 +237,9 @@ def _add_arguments(verbs: dict[str, argparse.ArgumentParser]) -> None:
     verbs["destroy"].add_argument("--yes", action="store_true", help="do not ask")
     cert = verbs["ek-cert"]
     cert.add_argument("--key", default="rsa2048", choices=["rsa2048", "ecc-p256", "ecc-p384"])
-    cert.add_argument("--ca", action="store_true", help="the CA's certificate instead")
+    which = cert.add_mutually_exclusive_group()
+    which.add_argument("--ca", action="store_true", help="the certificate of its group's CA instead")
+    which.add_argument("--chain", action="store_true", help="both: first the EK's, then the CA's")
     cert.add_argument("--out", type=Path, metavar="FILE", help="write there")
     operators.add_arguments(verbs)
     audit.add_arguments(verbs["audit"])

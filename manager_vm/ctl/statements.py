@@ -11,8 +11,9 @@ from typing import Any
 
 from manager_vm.ctl import actions
 from manager_vm.errors import ConfigError, EvidenceError
-from manager_vm.trust import approval, envelope, operator, policy
+from manager_vm.trust import approval, envelope, group, operator, policy
 from manager_vm.trust.authority import AuthorityDirectory, read_statement
+from manager_vm.trust.group import Hierarchy
 from manager_vm.trust.operator import Role
 from manager_vm.trust.pcrs import CAPPED_PCR, capped
 from manager_vm.trust.signing import SigningKey, VerifyKey
@@ -50,11 +51,33 @@ def _revoke(args: Args) -> Result:
 
 
 def _enroll(args: Args) -> Result:
+    if args.group:
+        return _enroll_group(args)
+    _demand_options(args, needed=("key", "role"), excluded=("authority", "hierarchy"))
     authority = AuthorityDirectory.open(args.directory)
     role = Role(args.role)
     path = authority.enroll_operator(args.operator, VerifyKey.load(args.key), role, args.description)
     made = operator.verify(read_statement(path), authority.public)
     return {"file": str(path), "operator": made.name, "role": made.role.value, "key_id": made.key.id}, 0
+
+
+def _enroll_group(args: Args) -> Result:
+    _demand_options(args, needed=("authority",), excluded=("key", "role", "description"))
+    authority = AuthorityDirectory.open(args.directory)
+    path = authority.enroll_group(args.group, VerifyKey.load(args.authority), Hierarchy(args.hierarchy or "sk"))
+    made = group.verify(read_statement(path), authority.public)
+    told = {"file": str(path), "group": made.name, "hierarchy": made.hierarchy.value}
+    return {**told, "authority": made.authority.id, "serial": made.serial}, 0
+
+
+def _demand_options(args: Args, *, needed: tuple[str, ...], excluded: tuple[str, ...]) -> None:
+    what = "--group" if args.group else "--operator"
+    for option in needed:
+        if not getattr(args, option):
+            raise ConfigError(f"'authority enroll {what}' needs --{option}")
+    for option in excluded:
+        if getattr(args, option):
+            raise ConfigError(f"'authority enroll {what}' takes no --{option}")
 
 
 def _remove(args: Args) -> Result:
@@ -173,11 +196,17 @@ def _of_removal(data: bytes, authority: VerifyKey) -> dict[str, Any]:
     return {"removed": operator.verify_removal(data, authority)}
 
 
+def _of_group(data: bytes, authority: VerifyKey) -> dict[str, Any]:
+    found = group.verify(data, authority)
+    return {"group": found.name, "hierarchy": found.hierarchy.value, "operators_enrolled_by": found.authority.id}
+
+
 _MEANINGS: dict[str, Callable[[bytes, VerifyKey], dict[str, Any]]] = {
     approval.APPROVAL: _of_approval,
     approval.REVOCATION: _of_revocation,
     operator.OPERATOR: _of_operator,
     operator.OPERATOR_REMOVAL: _of_removal,
+    group.GROUP: _of_group,
 }
 
 ACTIONS: dict[tuple[str, str], Callable[[Args], Result]] = {

@@ -70,6 +70,8 @@ EK_TEMPLATES = (
     EkTemplate("ecc-p384", _p384(), 0x01C00016),
 )
 
+CHAIN_INDEX = 0x01C00100  # first of the range for the EK certificates' chain (2.2.1.5.2): the CA's certificate
+
 
 def template(kind: str) -> EkTemplate:
     """The template of this kind of EK."""

@@ -3,8 +3,10 @@
     authority.key   PKCS #8, PEM, mode 0600        authority.pub            for every manager, verifier, operator
     approvals/N.json       N = the approval's bit  revocations/N.json       in the order in which they were made
     operators/NAME.json    who is enrolled         removals/KEY-ID.json     and beside it KEY-ID.enrolment.json
+    groups/NAME.json       tenants' groups
 
-The directory is the register: what stands there is used up. No file is ever written twice, but an operator's.
+The directory is the register: what stands there is used up. No file is ever written twice, but an operator's and a
+group's.
 """
 
 from __future__ import annotations
@@ -17,13 +19,15 @@ from pathlib import Path
 from typing import TypeVar
 
 from manager_vm.errors import ConfigError, EvidenceError
-from manager_vm.trust import approval, envelope, operator, policy
+from manager_vm.trust import approval, envelope, group, operator, policy
+from manager_vm.trust.group import Group, Hierarchy
 from manager_vm.trust.operator import Operator, Role
 from manager_vm.trust.signing import SigningKey, VerifyKey
 
 _KEY, _PUBLIC = "authority.key", "authority.pub"
 _APPROVALS, _REVOCATIONS, _OPERATORS, _REMOVALS = "approvals", "revocations", "operators", "removals"
-_FOLDERS = (_APPROVALS, _REVOCATIONS, _OPERATORS, _REMOVALS)
+_GROUPS = "groups"
+_FOLDERS = (_APPROVALS, _REVOCATIONS, _OPERATORS, _REMOVALS, _GROUPS)
 _Said = TypeVar("_Said")
 
 
@@ -97,9 +101,19 @@ class AuthorityDirectory:
                 name, key, role, self._key, serial=self._last_serial() + 1, description=description
             )
             path = self.path / _OPERATORS / f"{name}.json"
-            with _config_errors(f"write {path}"):
-                os.rename(_pending(path, statement), path)
-                _sync(path.parent)
+            _replace(path, statement)
+        return path
+
+    def enroll_group(self, name: str, owner: VerifyKey, hierarchy: Hierarchy) -> Path:
+        """Sign that managers may hold vTPMs of group ``name``, whose operators ``owner`` enrols; the file."""
+        with self._locked():
+            known = self.groups()
+            if name in known and known[name].authority.id != owner.id:
+                raise ConfigError(f"group {name!r} has another authority, and never changes hands; use another name")
+            serial = max((each.serial for each in known.values()), default=0) + 1
+            statement = group.found(name, owner, hierarchy, self._key, serial=serial)
+            path = self.path / _GROUPS / f"{name}.json"
+            _replace(path, statement)
         return path
 
     def remove_operator(self, name: str, reason: str = "") -> Path:
@@ -140,9 +154,16 @@ class AuthorityDirectory:
 
     def operators(self) -> dict[str, Operator]:
         """All who are enrolled."""
-        with _config_errors(f"read {self.path / _OPERATORS}"):
-            paths = sorted(path for path in (self.path / _OPERATORS).iterdir() if path.suffix == ".json")
-        return {path.stem: self._said(path, operator.verify) for path in paths}
+        return self._all_of(_OPERATORS, operator.verify)
+
+    def groups(self) -> dict[str, Group]:
+        """All groups of tenants."""
+        return self._all_of(_GROUPS, group.verify)
+
+    def _all_of(self, folder: str, verify: Callable[[bytes, VerifyKey], _Said]) -> dict[str, _Said]:
+        with _config_errors(f"read {self.path / folder}"):
+            paths = sorted(path for path in (self.path / folder).iterdir() if path.suffix == ".json")
+        return {path.name.removesuffix(".json"): self._said(path, verify) for path in paths}
 
     def _demand_fresh(self, name: str, key: VerifyKey) -> None:
         """ConfigError unless ``name`` is nobody's or this key's, and the key nobody else's."""
@@ -233,6 +254,13 @@ def _create(path: Path, data: bytes) -> None:
             os.link(pending, path)
         finally:
             os.unlink(pending)
+        _sync(path.parent)
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """The file with this content, durable on return."""
+    with _config_errors(f"write {path}"):
+        os.rename(_pending(path, data), path)
         _sync(path.parent)
 
 

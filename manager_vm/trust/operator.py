@@ -35,7 +35,8 @@ class Role(StrEnum):
 class Operator:
     """Whoever holds ``key`` is ``name`` and has ``role``. Made by ``verify`` only.
 
-    ``serial`` grows with each enrolment that the authority signs. ``description`` is for people.
+    ``serial`` grows with each enrolment that the authority signs. ``description`` is for people. ``group``: that of the
+    authority, "" for the platform's; whoever verifies knows it, the statement does not say it.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Operator:
     key: VerifyKey
     serial: int = 1
     description: str = ""
+    group: str = ""
 
 
 def enroll(
@@ -65,7 +67,7 @@ def verify(data: bytes, authority: VerifyKey) -> Operator:
     except (KeyError, TypeError, ValueError) as error:
         raise EvidenceError(f"this enrolment lacks a part ({error}): it was made by another version") from None
     name, serial, description = body.get("name"), body.get("serial"), body.get("description", "")
-    if not is_name(name) or not _is_serial(serial) or not isinstance(description, str):
+    if not is_name(name) or not is_serial(serial) or not isinstance(description, str):
         raise EvidenceError("this enrolment does not say whom it enrols: it was made by another version")
     return Operator(name, role, VerifyKey.from_der(der), serial, description)
 
@@ -92,5 +94,6 @@ def is_name(name: object) -> TypeGuard[str]:
     return isinstance(name, str) and _NAME.fullmatch(name) is not None
 
 
-def _is_serial(serial: object) -> TypeGuard[int]:
+def is_serial(serial: object) -> TypeGuard[int]:
+    """Whether a statement can have this serial."""
     return isinstance(serial, int) and not isinstance(serial, bool) and 0 < serial <= MAX_SERIAL

@@ -15,6 +15,7 @@ from manager_vm.ctl import actions, main, statements
 from manager_vm.errors import ConfigError, EvidenceError
 from manager_vm.trust import approval, envelope, operator
 from manager_vm.trust.authority import AuthorityDirectory
+from manager_vm.trust.group import Hierarchy
 from manager_vm.trust.operator import Role
 from manager_vm.trust.pcrs import capped
 from manager_vm.trust.signing import SigningKey, VerifyKey
@@ -224,6 +225,40 @@ def test_other_files_in_the_directory_do_no_harm(authority: AuthorityDirectory) 
 
 
 # -- operators ------------------------------------------------------------------------------------------------
+
+
+def test_a_group_is_signed_with_growing_serials_and_never_changes_hands(authority: AuthorityDirectory) -> None:
+    paths = [authority.enroll_group(name, KEYS[0], Hierarchy.SK) for name in ("acme", "a.b", "acme")]
+    assert [path.name for path in paths] == ["acme.json", "a.b.json", "acme.json"]
+    found = AuthorityDirectory.open(authority.path).groups()
+    assert {name: (each.serial, each.authority.id) for name, each in found.items()} == {
+        "acme": (3, KEYS[0].id),
+        "a.b": (2, KEYS[0].id),
+    }
+    with pytest.raises(ConfigError, match="never changes hands"):
+        authority.enroll_group("acme", KEYS[1], Hierarchy.SK)
+    with pytest.raises(ConfigError, match="an authority of its own"):
+        authority.enroll_group("own", authority.public, Hierarchy.SK)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--operator", "x", "--key", "x.pub"],
+        ["--operator", "x", "--role", "admin"],
+        ["--operator", "x", "--key", "x.pub", "--role", "admin", "--authority", "x.pub"],
+        ["--operator", "x", "--key", "x.pub", "--role", "admin", "--hierarchy", "sk"],
+        ["--group", "x"],
+        ["--group", "x", "--authority", "x.pub", "--role", "admin"],
+        ["--group", "x", "--authority", "x.pub", "--key", "x.pub"],
+    ],
+    ids=" ".join,
+)
+def test_an_enrolment_of_one_kind_takes_no_option_of_the_other(
+    authority: AuthorityDirectory, capsys: pytest.CaptureFixture[str], options: list[str]
+) -> None:
+    assert main.main(["authority", "enroll", str(authority.path), *options]) == ConfigError.exit_code
+    assert "'authority enroll --" in capsys.readouterr().err
 
 
 def test_an_operator_is_enrolled_in_a_file_of_that_name(authority: AuthorityDirectory) -> None:
