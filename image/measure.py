@@ -45,13 +45,11 @@ _CPIO_DIRECTORY, _CPIO_FILE = 0o040555, 0o100444
 def expected(image: Path) -> dict[str, str]:
     """PCR -> expected value (hex) of the image in this directory."""
     uki = (image / "uki.efi").read_bytes()
-    sections = dict(_sections(uki))
+    parts = dict(sections(uki))
     values = {
-        "4": _extend(
-            _ZERO, _authenticode(uki), _sha256(_ACTION), _sha256(_SEPARATOR), _authenticode(sections[".linux"])
-        ),
-        "9": _extend(_ZERO, _sha256(_load_options(sections)), _sha256(_initrd(sections))),
-        "11": _pcr11(sections),
+        "4": _extend(_ZERO, _authenticode(uki), _sha256(_ACTION), _sha256(_SEPARATOR), _authenticode(parts[".linux"])),
+        "9": _extend(_ZERO, _sha256(_load_options(parts)), _sha256(_initrd(parts))),
+        "11": _pcr11(parts),
         "12": _ZERO,
         "13": _ZERO,
     }
@@ -147,7 +145,7 @@ def _raw_sections(image: bytes) -> Iterator[tuple[str, int, int, int]]:
         yield name.rstrip(b"\0").decode(errors="replace"), virtual, raw, offset
 
 
-def _sections(image: bytes) -> Iterator[tuple[str, bytes]]:
+def sections(image: bytes) -> Iterator[tuple[str, bytes]]:
     """Name and content of each section, without the padding of the file."""
     for name, virtual, raw, offset in _raw_sections(image):
         yield name, image[offset : offset + min(virtual, raw)]

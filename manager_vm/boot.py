@@ -17,6 +17,7 @@ from manager_vm.config import Config
 from manager_vm.errors import ConfigError, IntegrityError, StoreError
 from manager_vm.keys import approvals
 from manager_vm.keys.anchor import NvAnchor
+from manager_vm.keys.approvals import Images
 from manager_vm.keys.hwtpm import auths
 from manager_vm.keys.hwtpm.connection import Connection
 from manager_vm.keys.keyslot import Keyslot
@@ -43,6 +44,7 @@ class Opened:
     """What boot hands to the daemon."""
 
     manifest: Manifest
+    images: Images
     journal: Journal
     registry: Registry
 
@@ -72,7 +74,7 @@ class Ground:
 def open_manager(ground: Ground) -> Opened:
     """Open the state directory and take up all vTPMs."""
     config = ground.config
-    manifest = _open_manifest(config, ground.tpm)
+    manifest, images = _open_manifest(config, ground.tpm)
     contents = manifest.contents
     _check_uids(config, contents)
     known = len(ground.warnings)
@@ -86,7 +88,7 @@ def open_manager(ground: Ground) -> Opened:
         patience=_PATIENCE,
     )
     registry.recover()
-    return Opened(manifest, journal, registry)
+    return Opened(manifest, images, journal, registry)
 
 
 def _check_programs(config: Config) -> list[str]:
@@ -122,22 +124,21 @@ def _own_uids(config: Config) -> bool:
     return os.geteuid() == 0 and config.uid_base > 0
 
 
-def _open_manifest(config: Config, tpm: Connection) -> Manifest:
+def _open_manifest(config: Config, tpm: Connection) -> tuple[Manifest, Images]:
     """Unseal (or take what the daemon before this one has unsealed), then find the one true manifest."""
     state = config.state_dir
     slot = Keyslot(state / "keyslot", tpm)
-    kept = systemd.kept(_KEPT)
+    authority, srk = slot.read().authority, slot.read().srk
+    kept, found = systemd.kept(_KEPT), approvals.load(state / "approvals", authority)
     if kept is not None:
-        root = slot.retained(kept)
+        root = slot.retained(kept, found.approvals)
     else:
-        found = approvals.load(state / "approvals", slot.read().authority)
-        root = slot.open(found.approvals, found.complaints)
-        systemd.keep(_KEPT, root.reveal())
-    srk = slot.read().srk
-    manifest = Manifest.load(state, root, NvAnchor(tpm, auths.derive(root, srk).anchor))
-    if manifest.contents.owner != srk:
-        raise IntegrityError("the manifest belongs to another platform than this keyslot; restore the state disk whole")
-    return manifest
+        root = slot.open(found.approvals, found.complaints, lambda secret: systemd.keep(_KEPT, secret))
+    authorizations = auths.derive(root, srk)
+    manifest = Manifest.load(state, root, NvAnchor(tpm, authorizations.anchor))
+    if (manifest.contents.owner, manifest.contents.authority) != (srk, authority.der):
+        raise IntegrityError("the manifest and the keyslot do not belong together; restore the state disk whole")
+    return manifest, Images(state / "approvals", tpm, authorizations, authority)
 
 
 def _open_audit(directory: Path, anchored: AuditHead, warnings: list[str]) -> AuditLog:

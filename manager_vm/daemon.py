@@ -50,7 +50,9 @@ def run(config: Config, *, announce: bool = False) -> None:
         verbs = Verbs(opened.manifest, registry, wiring, config, ground.warnings)
         host_link = open_link(config.host_link, _guarded(lambda request: verbs.perform(HOST, request)))
         tasks.callback(host_link.close)
-        admin_link = open_link(config.admin, _guarded(Desk(opened.manifest, opened.journal, verbs).perform))
+        admin_link = open_link(
+            config.admin, _guarded(Desk(opened.manifest, opened.images, opened.journal, verbs).perform)
+        )
         tasks.callback(admin_link.close)
         _ready(announce)
         tasks.callback(wiring.hasten, _GRACE)  # the first thing at every end

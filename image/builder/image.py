@@ -103,9 +103,7 @@ class ImageBuild:
         modules = folder / "kernel/usr/lib/modules" / version
         archive = initrd.make(self._tools.root, modules, initrd.libraries_of(listing))
         (folder / "initrd.img").write_bytes(archive)
-        argv = ["ukify", "build", "--linux=/mnt/vmlinuz", "--initrd=/mnt/initrd.img", "--cmdline=@/mnt/cmdline"]
-        argv += [f"--uname={version}", f"--stub={_STUB}", "--os-release=@/usr/lib/os-release", "--output=/mnt/uki.efi"]
-        self._tools.run(self._step, argv, folder, _REMEDY)
+        make_uki(self._tools, self._step, folder, version)
 
     def _describe(self, folder: Path, about: dict[str, str], verity: Verity) -> None:
         described = {
@@ -120,3 +118,10 @@ class ImageBuild:
         pending = target / "pcrs.json.tmp"
         pending.write_text(measure.report(target))
         pending.rename(target / "pcrs.json")
+
+
+def make_uki(tools: Tools, step: str, folder: Path, version: str) -> None:
+    """``folder``/uki.efi from vmlinuz (of this kernel version), initrd.img and cmdline there."""
+    argv = ["ukify", "build", "--linux=/mnt/vmlinuz", "--initrd=/mnt/initrd.img", "--cmdline=@/mnt/cmdline"]
+    argv += [f"--uname={version}", f"--stub={_STUB}", "--os-release=@/usr/lib/os-release", "--output=/mnt/uki.efi"]
+    tools.run(step, argv, folder, _REMEDY)

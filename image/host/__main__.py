@@ -48,7 +48,7 @@ def _run(args: argparse.Namespace) -> None:
     narrator = demo.Narrator()
     with ExitStack() as stack:
         directory = args.dir or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vtpm-run-")))
-        host = stack.enter_context(Host(directory, args.images, firmware=True, hwtpm=Kind(args.hwtpm)))
+        host = stack.enter_context(Host(directory, args.images, firmware=True, kind=Kind(args.hwtpm)))
         demo.run(host, Carrier(args.carrier), narrator)
         narrator.say("done")
         if args.keep:

@@ -7,20 +7,18 @@ same hardware TPM.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import shutil
 import threading
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
-from image.host import accel, wires
+from image.host import accel, hwtpm, provision, wires
 from image.host.guest import Guest
-from image.host.hwtpm import Arriving, HardwareTpm, Kind, usable
+from image.host.hwtpm import Arriving, HardwareTpm, Kind
 from image.host.links import Links
 from image.host.machine import VmSpec
 from image.host.saved import Saved
@@ -34,22 +32,22 @@ log = logging.getLogger(__name__)
 STATE_DISK = 64 << 20  # bytes of a new, blank state disk
 _SLOTS = 16  # guests over ivshmem that the manager can have
 _BOOT = 240.0  # seconds for the manager to serve
-_PROVISION = 120.0  # seconds for it to take possession of its hardware TPM
 _STOP = 310.0  # seconds for it to park all vTPMs and end
 _ATTACH = 30.0  # seconds for a plugged device to appear in the manager
 _WATCH = 1.0  # seconds between looks at the manager
 
 
 class Host:
-    """``images``: what the image build made. ``firmware``: boot the manager through OVMF and its UKI.
+    """``images``: what the image build made; another one counts from the manager's next power-on.
 
-    ConfigError if a hardware TPM of this kind cannot be used.
+    ``firmware``: boot the manager through OVMF and its UKI. ``kind``: of its hardware TPM; ConfigError if that cannot
+    be used.
     """
 
-    def __init__(self, directory: Path, images: Path, *, firmware: bool = False, hwtpm: Kind = Kind.EMULATOR) -> None:
-        usable(hwtpm)
+    def __init__(self, directory: Path, images: Path, *, firmware: bool = False, kind: Kind = Kind.EMULATOR) -> None:
+        hwtpm.usable(kind)
         self.directory = directory.absolute()
-        self._images = images.absolute()
+        self.images = images.absolute()
         self._firmware = firmware
         self.manager: Vm | None = None
         self.guests: dict[str, Guest] = {}
@@ -59,23 +57,23 @@ class Host:
         self._closing = threading.Event()
         (self.directory / "guests").mkdir(mode=0o700, parents=True, exist_ok=True)
         self.links = Links(self.directory)
-        self.accelerator = accel.choose(self._images / "accelerator", self._images / "guest")
+        self.accelerator = accel.choose(self.images / "accelerator", self.images / "guest")
         self._watcher = threading.Thread(target=self._watch, name="host", daemon=True)
         self._watcher.start()
 
     # -- the manager ----------------------------------------------------------------------------------------
 
-    def manager_spec(self, hwtpm: Path | None) -> VmSpec:
+    def manager_spec(self, tpm: Path | None) -> VmSpec:
         """The manager's VM."""
         return VmSpec(
             "manager",
-            self._images / "manager",
+            self.images / "manager",
             self.directory / "manager",
             firmware=self._firmware,
             ports=self.links.ports,
             state_disk=self.directory / "state.img",
             slots=_SLOTS,
-            hwtpm=hwtpm,
+            hwtpm=tpm,
         )
 
     def start_manager(self, saved: Saved | None = None, *, arriving: Arriving = Arriving.RESTORE) -> Vm:
@@ -84,19 +82,28 @@ class Host:
         A restored VM finds its own hardware TPM, which replaces this host's for good, or (``arriving``) this host's.
         """
         with self._lock:
-            if self.manager is not None:
-                raise HostError("the manager VM runs already; stop it first")
-            self._provide_disks(saved)
-            hwtpm = self._provide_hwtpm(arriving, new=saved is not None and arriving is Arriving.RESTORE)
-            self.manager = Vm(
-                self.manager_spec(hwtpm.socket), self.accelerator, restore=saved.memory if saved else None
-            )
-            self.manager.go()
-            self._provision(self.links.wait_answering(self._check, _BOOT))
+            manager = self.power_on_manager(saved, arriving=arriving)
+            status = self.links.wait_answering(self._check, _BOOT)
+            provision.provision(self.links, self.authority, self.images / "manager", status)
             self._started = self.links.wait_serving(self._check, _BOOT)["started"]
             for guest in self.guests.values():
                 self._plug_manager(guest)
             self._await_wired(_ATTACH)
+        return manager
+
+    def power_on_manager(
+        self, saved: Saved | None = None, *, arriving: Arriving = Arriving.RESTORE, stub_arguments: str = ""
+    ) -> Vm:
+        """The manager's VM with processors that run; it may refuse to serve, and its console says why."""
+        with self._lock:
+            if self.manager is not None:
+                raise HostError("the manager VM runs already; stop it first")
+            self._provide_disks(saved)
+            new = saved is not None and arriving is Arriving.RESTORE
+            self._hwtpm = hwtpm.provide(self._hwtpm, self.directory / "hwtpm", arriving, new=new)
+            spec = replace(self.manager_spec(self._hwtpm.socket), stub_arguments=stub_arguments)
+            self.manager = Vm(spec, self.accelerator, restore=saved.memory if saved else None)
+            self.manager.go()
         return self.manager
 
     def _provide_disks(self, saved: Saved | None) -> None:
@@ -107,23 +114,6 @@ class Host:
             with open(state, "xb") as disk:
                 os.truncate(disk.fileno(), STATE_DISK)
 
-    def _provide_hwtpm(self, arriving: Arriving, *, new: bool) -> HardwareTpm:
-        """The host's TPM; after its stand-in has died, as after a power cut. ``new``: one without any state."""
-        directory = self.directory / "hwtpm"
-        if self._hwtpm is not None and not new:
-            try:
-                self._hwtpm.arriving = arriving
-                return self._hwtpm
-            except HostError as error:
-                log.warning("the hardware TPM has lost its power: %s", error)
-        if self._hwtpm is not None:
-            self._hwtpm.close()
-            self._hwtpm = None
-        if new:
-            shutil.rmtree(directory, ignore_errors=True)
-        self._hwtpm = HardwareTpm(directory, self.directory / "hwtpm.log", arriving=arriving)
-        return self._hwtpm
-
     def _check(self) -> None:
         """HostError if the manager VM or its TPM has ended."""
         self.hwtpm.check()
@@ -133,16 +123,6 @@ class Host:
     def authority(self) -> Path:
         """Directory of this host's authority and its operator, made when a manager needs one."""
         return self.directory / local.DIRECTORY
-
-    def _provision(self, status: dict[str, Any]) -> None:
-        """Have the key that drives the manager; one that has no authority yet gets ours, which approves its image."""
-        assert self.manager is not None
-        found = local.open_or_make(self.authority)
-        self.links.key = found.operator
-        if not status["authority"]:
-            approval = found.approve(*_measured(self._images / "manager"))
-            order = {"authority": found.public.der, "operators": [found.enrolment], "approvals": [approval]}
-            self.links.admin("provision", timeout=_PROVISION, **order)
 
     @property
     def hwtpm(self) -> HardwareTpm:
@@ -178,7 +158,7 @@ class Host:
     def add_guest(self, name: str, carrier: Carrier, saved: Saved | None = None) -> Guest:
         """Start (or restore) a guest whose TPM is the manager's vTPM ``name``, which must exist."""
         directory = self.directory / "guests" / name
-        spec = VmSpec(name, self._images / "guest", directory, hold_resets=True)
+        spec = VmSpec(name, self.images / "guest", directory, hold_resets=True)
         guest = Guest(spec, self.accelerator, self._report, restore=saved.memory if saved else None)
         guest.wire = wires.make(carrier, name, directory.parent)
         with self._lock:
@@ -290,13 +270,3 @@ class Host:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _measured(image: Path) -> tuple[str, dict[int, bytes]]:
-    """What the image build says of an image: which one it is, and the PCR values of its boot."""
-    try:
-        root_hash = json.loads((image / "image.json").read_text())["root_hash"]
-        pcrs = json.loads((image / "pcrs.json").read_text())["pcrs"]
-    except (OSError, ValueError, KeyError) as error:
-        raise HostError(f"{image} does not say what it measures to ({error}); run ./build.sh image") from None
-    return f"root hash {root_hash[:16]}", {int(pcr): bytes.fromhex(value) for pcr, value in pcrs.items()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import shutil
 import socket
 import sys
 from contextlib import suppress
@@ -13,8 +15,11 @@ from image.host.standin.server import PID, SOCKET
 from image.host.standin.session import Arriving
 from manager_vm.errors import ConfigError, HostError
 
-__all__ = ["Arriving", "HardwareTpm", "Kind", "usable"]
+log = logging.getLogger(__name__)
 
+__all__ = ["Arriving", "HardwareTpm", "Kind", "provide", "usable"]
+
+PROGRAM = "image.host.standin"
 _START = 30.0  # seconds for Python and swtpm on a busy machine
 _ANSWER = 10.0  # seconds; a reset takes milliseconds, a TPM's longest command a few seconds
 
@@ -43,15 +48,15 @@ class HardwareTpm:
     It ends with the *thread* that made it (see Process), and loses its PCRs then as by a power cut.
     """
 
-    def __init__(self, directory: Path, log: Path, *, arriving: Arriving = Arriving.RESTORE) -> None:
+    def __init__(self, directory: Path, output: Path, *, arriving: Arriving = Arriving.RESTORE) -> None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.socket = directory / SOCKET
         self._arriving = arriving
         self._link, link = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        argv = [sys.executable, "-m", "image.host.standin", str(directory)]
+        argv = [sys.executable, "-m", PROGRAM, str(directory)]
         argv += ["--arriving", arriving, "--owner", str(link.fileno())]
         with link:
-            self._process = Process("the hardware TPM's stand-in", argv, log, (link.fileno(),))
+            self._process = Process("the hardware TPM's stand-in", argv, output, (link.fileno(),))
         try:
             self._hear(_START, "start")
         except HostError:
@@ -104,3 +109,21 @@ class HardwareTpm:
         """Switch the TPM off in order and end the process; idempotent."""
         self._process.close()
         self._link.close()
+
+
+def provide(old: HardwareTpm | None, directory: Path, arriving: Arriving, *, new: bool) -> HardwareTpm:
+    """The hardware TPM for the next VM: ``old``, or after its death the same one as after a power cut.
+
+    ``new``: one without any state instead; what there was is gone for good.
+    """
+    if old is not None and not new:
+        try:
+            old.arriving = arriving
+            return old
+        except HostError as error:
+            log.warning("the hardware TPM has lost its power: %s", error)
+    if old is not None:
+        old.close()
+    if new:
+        shutil.rmtree(directory, ignore_errors=True)
+    return HardwareTpm(directory, directory.with_suffix(".log"), arriving=arriving)

@@ -22,6 +22,7 @@ class VmSpec:
     ``firmware``: OVMF and the UKI; otherwise QEMU loads kernel and initrd (quicker; nothing is measured). ``ports``:
     virtio-serial port -> socket at which its host side listens. ``slots``: empty PCIe root ports for hot-plug.
     ``hwtpm``: swtpm's control socket. ``hold_resets``: a reset or power-off stops the VM and waits for us.
+    ``stub_arguments``: kernel arguments that systemd-stub takes from outside, and measures.
     """
 
     name: str
@@ -34,6 +35,7 @@ class VmSpec:
     slots: int = 1
     hwtpm: Path | None = None
     hold_resets: bool = False
+    stub_arguments: str = ""
 
     @property
     def monitor(self) -> Path:
@@ -84,7 +86,10 @@ def _boot(spec: VmSpec) -> list[str]:
         return [*files, "-append", (spec.image / "cmdline").read_text()]
     code = f"if=pflash,format=raw,unit=0,readonly=on,file={OVMF_CODE}"
     variables = f"if=pflash,format=raw,unit=1,file={spec.variables}"
-    return ["-drive", code, "-drive", variables, "-kernel", str(spec.image / "uki.efi")]
+    arguments = ["-drive", code, "-drive", variables, "-kernel", str(spec.image / "uki.efi")]
+    if spec.stub_arguments:
+        arguments += ["-smbios", f"type=11,value=io.systemd.stub.kernel-cmdline-extra={spec.stub_arguments}"]
+    return arguments
 
 
 def _disks(spec: VmSpec) -> list[str]:

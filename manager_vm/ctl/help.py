@@ -46,11 +46,16 @@ VERBS = {
     "detach": "[host link] take a vTPM off its channel",
     "boot": "[host link] report that the VM was reset or powered on: boot number N, each applied once",
     "destroy": "[signed] remove a vTPM and its keys for ever",
+    "release": "[signed] lead a vTPM out of quarantine: checked again, or at a loss that you accept",
     "info": "what the running vTPM says of itself: manufacturer, lockout counter, PCR banks",
     "ek-cert": "an EK certificate, or the CA's, as PEM",
     "authority": "[offline] sign what managers must know: which images may unseal, who operates them",
     "key": "[offline] make a signature key",
     "provision": "tell a new manager its authority and first operators: once, by whoever comes first",
+    "approve": "[signed] let an image unseal the root key from its next boot on: an approval of the authority",
+    "upgrade": "[signed] 'approve', and what to do next for an upgrade in place",
+    "revoke": "[signed] forbid images to unseal, for ever: a revocation of the authority, which the TPM enforces",
+    "approvals": "which images may unseal the root key there, and which not any more",
     "operator": "[signed] add or remove an operator by a statement of the authority, or list them",
     "group": "[signed] take or give up a tenant's group of vTPMs, or list them",
     "audit": "[signed] the manager's audit log: shown, followed, verified; `audit verify FILE` needs no manager",
@@ -129,6 +134,24 @@ Refused while the vTPM is attached. Its keys go with the commit: no older copy o
 state disk opens them again, unless the anchor is copied back with it. Asks for the name
 to be typed; --yes where there is no terminal.
 """,
+    "release": """\
+For admins. What the vTPM needs to go on is verified again, for instance after a copy of
+the damaged file was put back: if it is whole the vTPM is what it was before (off, parked,
+failed). Else nothing changes, unless you accept a loss:
+
+--discard-run    what its guest stored since the last stop (or since it was created) is
+                 lost: the vTPM falls back to its last anchored state. Counters and the
+                 dictionary-attack lockout go back too: whoever relied on them must know.
+--discard-state  everything is lost: what is left can only be destroyed.
+
+It is 'failed' then, and a guest goes on after its next reset. The record keeps the time,
+the loss and the reason of the quarantine for ever: 'show' has it as 'released', and so
+has the audit log. Asks for the name to be typed; --yes where there is no terminal.
+
+examples:
+  vtpmctl release web1
+  vtpmctl release web1 --discard-run --yes
+""",
     "info": """\
 Asked of the TPM itself by TPM2_GetCapability, between two commands of its guest.
 """,
@@ -172,6 +195,31 @@ again. `dev` and the simulated host do all this by themselves, with an authority
 directory named authority.
 
 example: vtpmctl -m /run/vtpm provision authority.pub alice.json --approval 0.json
+""",
+    "approve": """\
+Nothing is sealed anew: the root key was sealed under what the authority approves. An
+approval that is revoked here already is refused: that would be a downgrade.
+
+example: vtpmctl -m /run/vtpm approve approvals/3.json
+""",
+    "upgrade": """\
+Upgrade in place: have the authority approve the new image, hand the approval over with
+this verb, power the manager VM down (every vTPM is parked) and start it from the new
+image: all vTPMs resume, with PCRs and sessions. Then 'revoke' the old one. Guests' commands
+wait meanwhile, and fail after about 6 s (programs on tpm2-tss: 30 s).
+
+example: vtpmctl -m /run/vtpm upgrade approvals/3.json
+""",
+    "revoke": """\
+Sets bits in an NV index of the hardware TPM that nothing clears: an image whose approval
+is revoked cannot unseal, whatever lies on its disk. Refused if no approval would be left:
+the manager could not start again. --force insists.
+
+example: vtpmctl -m /run/vtpm revoke revocations/0.json
+""",
+    "approvals": """\
+Columns: NUMBER, the approval's bit in the TPM; STATE, approved or revoked; IMAGE, what
+the authority calls it ("-": revoked, and not known here).
 """,
     "operator": """\
 FILE.json is signed by the authority: an enrolment (add) or a removal (remove). A name

@@ -88,14 +88,27 @@ def _names(args: Args) -> None:
     print(output.as_json(names) + "\n" if args.json else "".join(f"{name}\n" for name in names), end="")
 
 
-def _destroy(args: Args) -> None:
+def _confirm(args: Args, what: str, question: str) -> None:
     if not args.yes:
         if sys.stdin is None or not sys.stdin.isatty():
-            raise ConfigError(f"destroying {args.name!r} loses its keys for ever; confirm with --yes")
-        print(f"Destroy vTPM {args.name!r} and its keys for ever? Type its name: ", end="", flush=True)
+            raise ConfigError(f"{what}; confirm with --yes")
+        print(f"{question} Type its name: ", end="", flush=True)
         if sys.stdin.readline().rstrip("\n") != args.name:
             raise ConfigError("not confirmed; nothing was changed")
+
+
+def _destroy(args: Args) -> None:
+    what = f"destroying {args.name!r} loses its keys for ever"
+    _confirm(args, what, f"Destroy vTPM {args.name!r} and its keys for ever?")
     _show(args, _call(args, "destroy", name=args.name))
+
+
+def _release(args: Args) -> None:
+    if args.discard:
+        lost = {"run": "all since its last anchored state", "state": "its state, so that it can only be destroyed"}
+        what = f"of {args.name!r} this gives up {lost[args.discard]}"
+        _confirm(args, what, f"Give up {lost[args.discard]}, of vTPM {args.name!r}?")
+    _show(args, _call(args, "release", name=args.name, discard=args.discard))
 
 
 def _attach(args: Args) -> None:
@@ -169,12 +182,17 @@ _HANDLERS: dict[str, Callable[[Args], int | None]] = {
     "boot": _simple("boot", "name", "number", host=True),
     "attach": _attach,
     "destroy": _destroy,
+    "release": _release,
     "ek-cert": _ek_cert,
     "authority": _offline,
     "key": _offline,
     "provision": lambda args: operators.provision(args, _call),
     "operator": lambda args: operators.operator(args, _call),
     "group": lambda args: operators.group(args, _call),
+    "approve": lambda args: operators.approve(args, _call),
+    "upgrade": lambda args: operators.upgrade(args, _call),
+    "revoke": lambda args: operators.revoke(args, _call),
+    "approvals": lambda args: operators.approvals(args, _call),
     "audit": lambda args: audit.run(args, _call),
     "doctor": _doctor,
     "completion": _completion,
@@ -183,7 +201,7 @@ _HANDLERS: dict[str, Callable[[Args], int | None]] = {
 
 
 # verbs that take the name of a vTPM that exists
-_NAMED = ["show", "start", "stop", "attach", "detach", "boot", "destroy", "info", "ek-cert"]
+_NAMED = ["show", "start", "stop", "attach", "detach", "boot", "destroy", "release", "info", "ek-cert"]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -235,6 +253,18 @@ def _add_arguments(verbs: dict[str, argparse.ArgumentParser]) -> None:
     attach.add_argument("--boot", type=int, metavar="N", help="the running boot (default: the newest; power on if off)")
     attach.add_argument("--print", choices=["qemu"], help="only print what to paste into the guest's QEMU command line")
     verbs["destroy"].add_argument("--yes", action="store_true", help="do not ask")
+    release = verbs["release"]
+    release.add_argument("--yes", action="store_true", help="do not ask")
+    discard = release.add_mutually_exclusive_group()
+    for what in ("run", "state"):
+        discard.add_argument(
+            f"--discard-{what}",
+            dest="discard",
+            action="store_const",
+            const=what,
+            default="",
+            help=f"give up its {what}",
+        )
     cert = verbs["ek-cert"]
     cert.add_argument("--key", default="rsa2048", choices=["rsa2048", "ecc-p256", "ecc-p384"])
     which = cert.add_mutually_exclusive_group()

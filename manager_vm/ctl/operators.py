@@ -1,4 +1,4 @@
-"""vtpmctl's verbs about who may ask for what: provision, operator add | remove | list, group add | list | remove."""
+"""vtpmctl's verbs that bring a manager statements of an authority: provision, approve, revoke, operator, group."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from manager_vm.trust.signing import VerifyKey
 Args = argparse.Namespace
 Call = Callable[..., Any]
 _MAX_FILE = 1 << 18
+_NEXT = """next, on the host: power the manager VM down (every vTPM is parked), start it from the new image;
+then forbid the old one: vtpmctl authority revoke, vtpmctl revoke"""
 _COLUMNS = ("name", "role", "serial", "key")
 _GROUP_COLUMNS = ("name", "hierarchy", "vtpms", "operators", "authority")
 
@@ -57,6 +59,28 @@ def group(args: Args, call: Call) -> None:
     print(output.as_json(found) if args.json else output.as_table(found, _GROUP_COLUMNS))
 
 
+def approve(args: Args, call: Call) -> None:
+    """An approval of an image, taken; then all that are known."""
+    _show_approvals(args, call(args, "approve", statement=_read(args.file)))
+
+
+def upgrade(args: Args, call: Call) -> None:
+    """The same, and what the host side has to do then."""
+    approve(args, call)
+    if not args.json:
+        print(_NEXT)
+
+
+def revoke(args: Args, call: Call) -> None:
+    """A revocation, set in the TPM; then all that are known."""
+    _show_approvals(args, call(args, "revoke", statement=_read(args.file), force=args.force))
+
+
+def approvals(args: Args, call: Call) -> None:
+    """Which images may unseal there."""
+    _show_approvals(args, call(args, "approvals"))
+
+
 def add_arguments(verbs: dict[str, argparse.ArgumentParser]) -> None:
     """The arguments of these verbs."""
     verbs["provision"].add_argument("authority", type=Path, metavar="AUTHORITY.pub", help="its public key, PEM")
@@ -71,6 +95,9 @@ def add_arguments(verbs: dict[str, argparse.ArgumentParser]) -> None:
         metavar="FILE.json",
         help="of the image that runs there",
     )
+    for verb in ("approve", "upgrade", "revoke"):
+        verbs[verb].add_argument("file", type=Path, metavar="FILE.json", help="the authority's statement")
+    verbs["revoke"].add_argument("--force", action="store_true", help="even if no approval is left there")
     verbs["operator"].add_argument("action", choices=("add", "remove", "list"))
     verbs["operator"].add_argument("file", type=Path, nargs="?", metavar="FILE.json", help="the authority's statement")
     verbs["operator"].add_argument(
@@ -84,6 +111,10 @@ def add_arguments(verbs: dict[str, argparse.ArgumentParser]) -> None:
 
 def _show(args: Args, found: list[dict[str, str]]) -> None:
     print(output.as_json(found) if args.json else output.as_table(found, _COLUMNS))
+
+
+def _show_approvals(args: Args, found: list[dict[str, str]]) -> None:
+    print(output.as_json(found) if args.json else output.as_table(found, ("number", "state", "image")))
 
 
 def _read(path: Path) -> bytes:

@@ -1,12 +1,16 @@
-"""STATE/approvals: what the authority has approved, one file per approval number."""
+"""Which images may unseal here: STATE/approvals, one file per approval number, and the TPM's revocation bits."""
 
 from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from manager_vm.errors import EvidenceError
+from manager_vm.errors import EvidenceError, StateError
+from manager_vm.keys.hwtpm import nv
+from manager_vm.keys.hwtpm.auths import Authorizations
+from manager_vm.keys.hwtpm.connection import Connection
 from manager_vm.store import atomic
 from manager_vm.trust import approval, envelope
 from manager_vm.trust.approval import Approval
@@ -42,3 +46,47 @@ def deposit(directory: Path, data: bytes, authority: VerifyKey) -> Approval:
     atomic.make_directory(directory)
     atomic.write_file(directory / f"{new.number}.json", data)
     return new
+
+
+class Images:
+    """What operators do about images while the manager serves. Thread-safe: every change is one file or one bit."""
+
+    def __init__(self, directory: Path, tpm: Connection, auths: Authorizations, authority: VerifyKey) -> None:
+        self._directory = directory
+        self._tpm = tpm
+        self._auths = auths
+        self._authority = authority
+
+    def listed(self) -> list[dict[str, Any]]:
+        """Every approval here, by number, and the number of each revoked one whether it is here or not."""
+        bits, known = nv.revoked(self._tpm), {each.number: each for each in self._known()}
+        numbers = sorted({*known, *approval.numbers(bits)})
+        return [_line(number, known.get(number), revoked=bool(bits >> number & 1)) for number in numbers]
+
+    def approve(self, data: bytes) -> None:
+        """Take an approval; EvidenceError if it is forged, or revoked already (a downgrade)."""
+        new = approval.verify(data, self._authority)
+        if nv.revoked(self._tpm) >> new.number & 1:
+            raise EvidenceError(
+                f"approval {new.number} ({new.image}) is revoked here, and stays so: have a newer image approved"
+            )
+        deposit(self._directory, data, self._authority)
+
+    def revoke(self, data: bytes, *, force: bool) -> None:
+        """Set the authority's revocation bits in the TPM, for ever. StateError if nothing would be left to boot."""
+        bits = approval.verify_revocation(data, self._authority)
+        left = [each for each in self._known() if not (nv.revoked(self._tpm) | bits) >> each.number & 1]
+        if not left and not force:
+            raise StateError(
+                "no approval would be left here, and after its next reset this manager could not unseal its root key: "
+                "'approve' the newer image first, or insist with --force"
+            )
+        nv.revoke(self._tpm, self._auths, bits)
+
+    def _known(self) -> list[Approval]:
+        return load(self._directory, self._authority).approvals
+
+
+def _line(number: int, known: Approval | None, *, revoked: bool) -> dict[str, Any]:
+    state = "revoked" if revoked else "approved"
+    return {"number": number, "state": state, "image": known.image if known else ""}

@@ -36,11 +36,11 @@ class EkCa:
         self._certificate = certificate
 
     @classmethod
-    def create(cls) -> EkCa:
-        """A new root CA. Its name ends with its key's identifier: unique (RFC 5280, 4.2.1.1), and says nothing else."""
+    def create(cls, called: str = _CA_NAME) -> EkCa:
+        """A new root CA. Its name ends with its key's identifier: unique (RFC 5280, 4.1.2.4), and says nothing else."""
         key = ec.generate_private_key(ec.SECP384R1())
         identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
-        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{_CA_NAME} {identifier.digest.hex()[:16]}")])
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{called} {identifier.digest.hex()[:16]}")])
         today = _today()
         builder = _certificate(key.public_key(), name, name, today, today + datetime.timedelta(days=365 * _CA_YEARS))
         builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)

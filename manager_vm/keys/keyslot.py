@@ -7,7 +7,7 @@ object. Nothing in it is secret, and nothing needs to be trusted: what was chang
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,9 +89,15 @@ class Keyslot:
             ) from error
         return slot
 
-    def open(self, approvals: Sequence[Approval], complaints: Sequence[str] = ()) -> RootKey:
-        """Unseal, then cap: nobody unseals again before the platform's next reset."""
+    def open(
+        self,
+        approvals: Sequence[Approval],
+        complaints: Sequence[str] = (),
+        keep: Callable[[bytes], None] = lambda secret: None,
+    ) -> RootKey:
+        """Unseal, ``keep`` for a daemon that follows in this boot, then cap: nobody unseals before the next reset."""
         root = self.unseal(approvals, complaints)
+        keep(root.reveal())
         sealing.cap(self._connection)
         return root
 
@@ -113,9 +119,11 @@ class Keyslot:
             refused.append(_difference(approvals, values))
         raise UnsealError("the root key stays sealed: " + "; ".join(refused))
 
-    def retained(self, secret: bytes) -> RootKey:
-        """The root key that this daemon's predecessor unsealed in this boot of the platform."""
+    def retained(self, secret: bytes, approvals: Sequence[Approval]) -> RootKey:
+        """The root key that this daemon's predecessor has kept; it is capped where that one did not come to it."""
         self.pin()
+        if sealing.read_pcrs(self._connection) in [dict(each.pcrs) for each in approvals]:
+            sealing.cap(self._connection)
         return RootKey(secret)
 
 

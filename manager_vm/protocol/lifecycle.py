@@ -29,6 +29,9 @@ class Event(StrEnum):
     DIED = "died"
     DAMAGED = "damaged"
     DESTROY = "destroy"
+    RELEASE_OFF = "release, off"  # an admin leads it out of quarantine, to what it was before
+    RELEASE_PARKED = "release, parked"
+    RELEASE = "release"  # whatever else it was: to failed, so that a running guest goes on only after a reset
 
 
 TRANSITIONS: dict[tuple[State, Event], State | None] = {
@@ -47,7 +50,13 @@ TRANSITIONS: dict[tuple[State, Event], State | None] = {
     (State.FAILED, Event.POWER_ON): State.RUNNING,
     (State.FAILED, Event.DAMAGED): State.QUARANTINED,
     (State.FAILED, Event.DESTROY): None,
+    (State.QUARANTINED, Event.RELEASE_OFF): State.OFF,
+    (State.QUARANTINED, Event.RELEASE_PARKED): State.PARKED,
+    (State.QUARANTINED, Event.RELEASE): State.FAILED,
 }
+
+# what it was before its quarantine -> how it leaves it (a record of an earlier version does not say: "")
+RELEASES: dict[str, Event] = {State.OFF: Event.RELEASE_OFF, State.PARKED: Event.RELEASE_PARKED}
 
 _REMEDY: dict[tuple[State, Event], str] = {
     (State.OFF, Event.RESUME): "it has no power: start its VM, or use 'start --power-on'",
@@ -64,8 +73,10 @@ _REMEDY: dict[tuple[State, Event], str] = {
 
 def after(name: str, state: State, event: Event) -> State | None:
     """The next state (None: the vTPM is gone); StateError or QuarantinedError with the remedy if not allowed."""
-    if state is State.QUARANTINED:
-        raise QuarantinedError(f"vTPM {name!r} is quarantined; see 'show {name}' for the reason")
+    if state is State.QUARANTINED and (state, event) not in TRANSITIONS:
+        raise QuarantinedError(
+            f"vTPM {name!r} is quarantined; see 'show {name}' for the reason; an admin's 'release' leads out of it"
+        )
     if (state, event) not in TRANSITIONS:
         remedy = _REMEDY.get((state, event), f"it is {state}")
         raise StateError(f"cannot {event} vTPM {name!r}: {remedy}")

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from manager_vm.errors import ConfigError, RemoteProtocolError, TrustError
+from manager_vm.keys.approvals import Images
 from manager_vm.server import groups, provision
 from manager_vm.server.journal import Journal
 from manager_vm.server.verbs import ADMIN, Verbs
@@ -31,8 +32,9 @@ _MAX_LINES = 400_000  # bytes of the audit log in one reply
 class Desk:
     """Thread-safe."""
 
-    def __init__(self, manifest: Manifest, journal: Journal, verbs: Verbs) -> None:
+    def __init__(self, manifest: Manifest, images: Images, journal: Journal, verbs: Verbs) -> None:
         self._manifest = manifest
+        self._images = images
         self._journal = journal
         self._verbs = verbs
         self._nonces = Nonces()
@@ -133,6 +135,20 @@ class Desk:
             raise ConfigError("name a group")
         return groups.table(self._manifest.commit(lambda contents: groups.remove(contents, name)))
 
+    def approve(self, args: dict[str, Any]) -> list[dict[str, Any]]:
+        """Take the authority's approval of an image."""
+        self._images.approve(_statement(args))
+        return self._images.listed()
+
+    def revoke(self, args: dict[str, Any]) -> list[dict[str, Any]]:
+        """Set the authority's revocation in the TPM. ``force``: also where no approval would be left."""
+        self._images.revoke(_statement(args), force=args.get("force") is True)
+        return self._images.listed()
+
+    def approvals(self, args: dict[str, Any]) -> list[dict[str, Any]]:
+        """Which images may unseal here, and which not any more."""
+        return self._images.listed()
+
     def audit(self, args: dict[str, Any]) -> dict[str, Any]:
         """Lines of the audit log behind number ``after`` (negative: from the end); how far it goes and is anchored."""
         after, audit = args.get("after", 0), self._journal.audit
@@ -170,5 +186,8 @@ OWN: dict[str, Callable[[Desk, dict[str, Any]], Any]] = {
     "groups": Desk.groups,
     "group_add": Desk.group_add,
     "group_remove": Desk.group_remove,
+    "approve": Desk.approve,
+    "revoke": Desk.revoke,
+    "approvals": Desk.approvals,
     "audit": Desk.audit,
 }

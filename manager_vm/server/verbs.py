@@ -23,6 +23,7 @@ from manager_vm.trust.group import DEFAULT
 from manager_vm.trust.signing import VerifyKey
 from manager_vm.vtpm import properties
 from manager_vm.vtpm.registry import Registry
+from manager_vm.vtpm.steps import Loss
 from manager_vm.wire.admin import Request, SignedRequest
 from manager_vm.wire.channel import Reason
 
@@ -104,6 +105,14 @@ class Verbs:
         """Remove a vTPM for ever."""
         self._registry.destroy(_name(args), _group(args))
 
+    def release(self, args: dict[str, Any]) -> dict[str, Any]:
+        """Lead a vTPM out of quarantine; ``discard``: "run" or "state" is accepted as lost."""
+        try:
+            loss = Loss(_get(args, "discard", str, ""))
+        except ValueError:
+            raise ConfigError("only 'run' or 'state' can be discarded") from None
+        return self._full(self._registry.release(_name(args), loss, _group(args)))
+
     def ek_cert(self, args: dict[str, Any]) -> dict[str, Any]:
         """The EK certificates by key kind, and that of the CA of the vTPM's group (DER)."""
         record = self._registry.record(_name(args))
@@ -173,6 +182,7 @@ class Verbs:
             "last_seq": vtpm.channel.last_seq,
             "uid": record.uid,
             "pid": run.pid if run is not None else None,
+            "released": record.released,
             "ek_names": {kind: name.hex() for kind, name in record.ek_names.items()},
         }
 
@@ -207,6 +217,7 @@ ADMIN: dict[str, Verb] = {
     "start": Verbs.start,
     "stop": Verbs.stop,
     "destroy": Verbs.destroy,
+    "release": Verbs.release,
     "info": Verbs.info,
     "ek_cert": Verbs.ek_cert,
 }

@@ -13,6 +13,7 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
 from typing import NoReturn, Protocol
 
@@ -51,8 +52,22 @@ class _Commit:
         self.done = False
 
 
+class Step(StrEnum):
+    """Between these a crash leaves different things behind."""
+
+    SEALED = "sealed"  # nothing is on the disk yet
+    WRITTEN = "written"
+    ANCHORED = "anchored"
+    RENAMED = "renamed"
+
+
 class Manifest:
-    """The verified manifest. Only ``load`` and ``create`` make one. Thread-safe."""
+    """The verified manifest. Only ``load`` and ``create`` make one. Thread-safe.
+
+    ``reached`` is called between the steps of a commit: whoever enumerates crashes puts one there.
+    """
+
+    reached: Callable[[Step], None] = staticmethod(lambda step: None)
 
     def __init__(self, directory: Path, root: Key, anchor: Anchor, contents: Contents) -> None:
         self._directory = directory
@@ -143,17 +158,21 @@ class Manifest:
         data = _seal(contents, self._root, secret)
         digest, pending = crypto.digest(data), self._directory / "manifest.pending"
         self._rename_pending()
+        self.reached(Step.SEALED)
         with atomic.store_errors(f"write {pending}"):
             atomic.write_pending(pending, data)
             atomic.sync_directory(self._directory)
+        self.reached(Step.WRITTEN)
         try:
             self._anchor.write(digest, secret)
         except VtpmManagerError as error:
             if not self._is_anchored(digest, error):
                 raise
         self._rename_due = True
+        self.reached(Step.ANCHORED)
         with contextlib.suppress(StoreError):  # anchored: the commit holds; the next one renames first
             self._rename_pending()
+        self.reached(Step.RENAMED)
 
     def _is_anchored(self, digest: bytes, error: VtpmManagerError) -> bool:
         """The outcome of the anchor's write is not known: read it back, it decides.

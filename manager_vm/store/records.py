@@ -24,6 +24,8 @@ class VtpmRecord:
     of the current run, "" if none. ``boot``: the newest boot number applied. ``resume``: a parked vTPM that the manager
     resumes by itself when it starts. ``ek_names``: TPM names of the EKs by key kind, recorded at manufacture.
     ``group``: who operates it; it never changes.
+    ``before``: of a quarantined one, its state before. ``released``: when, and at what loss, it was led out of
+    quarantine; kept for ever.
     """
 
     uuid: str
@@ -41,6 +43,8 @@ class VtpmRecord:
     channel: str = ""
     reason: str = ""
     group: str = DEFAULT
+    before: str = ""
+    released: str = ""
 
 
 @dataclass(frozen=True, slots=True)

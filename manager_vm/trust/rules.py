@@ -56,12 +56,16 @@ RULES: dict[str, Rule] = {
     "start": _OPERATORS,
     "stop": Rule(_WORKERS, about=About.VTPM, platform=_ADMIN),
     "destroy": _OPERATORS,
+    "release": Rule(_ADMIN, about=About.VTPM),
     "groups": _ANYBODY,
     "group_add": _ADMINS,
     "group_remove": _ADMINS,
     "operator_add": _ENROLLING,
     "operator_remove": _ENROLLING,
     "operators": Rule(frozenset(Role), changes=False, about=About.GROUP, platform=frozenset(Role)),
+    "approve": _ADMINS,
+    "revoke": _ADMINS,
+    "approvals": _ANYBODY,
     "audit": Rule(frozenset({Role.ADMIN, Role.AUDITOR}), changes=False),
 }
 

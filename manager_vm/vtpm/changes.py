@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from manager_vm.errors import BusyError, UnknownVtpmError
 from manager_vm.protocol.lifecycle import State
-from manager_vm.store.records import Contents, VtpmKeys, VtpmRecord
+from manager_vm.store.records import MAX_REASON, Contents, VtpmKeys, VtpmRecord
 from manager_vm.vtpm.steps import Result
 
 _UNPARKED = "the manager ended without parking it; every command answers TPM_RC_FAILURE until the guest is reset"
@@ -42,6 +42,12 @@ def destroy(contents: Contents, uuid: str) -> Contents:
     if record.channel:
         raise BusyError(f"vTPM {record.name!r} is attached to {record.channel}; 'detach {record.name}' first")
     return contents.without_vtpm(uuid)
+
+
+def quarantined(record: VtpmRecord, reason: str) -> VtpmRecord:
+    """``record`` in quarantine; what it was before is remembered."""
+    before = record.before if record.state is State.QUARANTINED else str(record.state)
+    return replace(record, state=State.QUARANTINED, reason=reason[:MAX_REASON], resume=False, before=before)
 
 
 def fail_running(contents: Contents) -> Contents:

@@ -16,14 +16,14 @@ from dataclasses import replace
 from manager_vm.errors import BusyError, IntegrityError, StateError, UnknownVtpmError, VtpmManagerError
 from manager_vm.keys.ek_ca import EkCa
 from manager_vm.protocol.channel_server import ChannelServer
-from manager_vm.protocol.lifecycle import Event, State, after
+from manager_vm.protocol.lifecycle import RELEASES, Event, State, after
 from manager_vm.store import atomic
 from manager_vm.store.manifest import Manifest
-from manager_vm.store.records import MAX_REASON, VtpmRecord
+from manager_vm.store.records import VtpmRecord
 from manager_vm.trust.group import DEFAULT
 from manager_vm.vtpm import boots, changes, steps
 from manager_vm.vtpm.reserve import Reservations
-from manager_vm.vtpm.steps import Disk, Result
+from manager_vm.vtpm.steps import Disk, Loss, Result
 from manager_vm.vtpm.vtpm import Vtpm
 from manager_vm.wire.channel import Reason
 
@@ -140,6 +140,12 @@ class Registry:
             self._leaving.discard(record.uid)
         log.info("vTPM %s: destroyed", name)
 
+    def release(self, name: str, loss: Loss, group: str | None = None) -> VtpmRecord:
+        """Out of quarantine, if its state is whole, or at the loss that an admin accepts (``steps.release``)."""
+        vtpm = self.get(name, group)
+        event = RELEASES.get(self._record(vtpm).before, Event.RELEASE)
+        return self._apply(vtpm, event, lambda record: self._release(record, event, loss))
+
     def wire(self, name: str, channel: str) -> VtpmRecord:
         """Remember which channel is this vTPM's ("" = none)."""
         vtpm = self.get(name)
@@ -188,6 +194,9 @@ class Registry:
 
     def _resume(self, record: VtpmRecord) -> Result:
         return steps.resume(self._disk, record, self._manifest.contents.keys[record.uuid])
+
+    def _release(self, record: VtpmRecord, event: Event, loss: Loss) -> Result:
+        return steps.release(self._disk, record, self._manifest.contents.keys[record.uuid], event, loss)
 
     def _park(self, record: VtpmRecord, *, resume: bool) -> Result:
         vtpm = self.get(record.name)
@@ -271,7 +280,7 @@ class Registry:
 
     def _quarantine(self, vtpm: Vtpm, record: VtpmRecord, reason: str) -> None:
         log.error("vTPM %s: quarantined: %s", vtpm.name, reason)
-        new = replace(record, state=State.QUARANTINED, reason=reason[:MAX_REASON], resume=False)
+        new = changes.quarantined(record, reason)
         self._manifest.commit(lambda contents: changes.put(contents, new))
         vtpm.state = State.QUARANTINED
         if vtpm.run is not None:

@@ -10,20 +10,23 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
 
-from manager_vm.errors import IntegrityError, StoreError, SwtpmError, SwtpmRefusedError
+from manager_vm.errors import IntegrityError, QuarantinedError, StateError, StoreError, SwtpmError, SwtpmRefusedError
 from manager_vm.keys.ek_ca import EkCa
 from manager_vm.protocol.channel_server import SessionState
-from manager_vm.protocol.lifecycle import State
+from manager_vm.protocol.lifecycle import Event, State, after
 from manager_vm.store import atomic, blobs
 from manager_vm.store.blobs import ParkedState, StoredBlob
-from manager_vm.store.records import Contents, VtpmKeys, VtpmRecord
+from manager_vm.store.records import MAX_REASON, Contents, VtpmKeys, VtpmRecord
 from manager_vm.vtpm import statefile
 from manager_vm.vtpm.manufacture import manufacture
 from manager_vm.vtpm.run import Launcher, Run
 
 log = logging.getLogger(__name__)
+
 
 _SEQ_SIZE = 7  # bytes of a random seq to begin with (below 2^63)
 _PARK_SPACE = 1 << 20  # bytes; swtpm writes volatile state to its directory before it hands it out
@@ -115,6 +118,58 @@ def power_on(disk: Disk, record: VtpmRecord, keys: VtpmKeys, run: Run | None, bo
     return Result(new, replace(keys, run=new_run.key), new_run, _new_session())
 
 
+class Loss(StrEnum):
+    """What may be lost so that a vTPM can leave its quarantine."""
+
+    NOTHING = ""
+    RUN = "run"  # what happened since the last anchored blob
+    STATE = "state"  # everything: what is left can only be destroyed
+
+
+_LOSSES = {
+    Loss.NOTHING: "released, its state is whole",
+    Loss.RUN: "released without its last run: all since the last anchored state is lost",
+    Loss.STATE: "released although its state is lost: it can only be destroyed",
+}
+
+
+def release(disk: Disk, record: VtpmRecord, keys: VtpmKeys, event: Event, loss: Loss) -> Result:
+    """Out of quarantine: what is needed to go on is verified again; QuarantinedError, and no change, if it is damaged.
+
+    What it was before is what it is again, but where something is lost it is FAILED: only a reset leads on. The record
+    keeps a mark for ever.
+    """
+    state = after(record.name, record.state, event) if loss is Loss.NOTHING else State.FAILED
+    if loss is not Loss.STATE:
+        _verify(disk, record, keys, loss)
+    said = _LOSSES[loss]
+    mark = f"{datetime.now(UTC).isoformat(timespec='seconds')}: {said}; it was quarantined because {record.reason}"
+    mark = f"{mark} | {record.released}" if record.released else mark
+    why = said if state is State.FAILED else ""
+    new = replace(record, state=state or State.FAILED, reason=why, before="", released=mark[:MAX_REASON])
+    if loss is Loss.RUN:
+        new, keys = replace(new, run=""), VtpmKeys(keys.blob)
+    return Result(new, keys)
+
+
+def _verify(disk: Disk, record: VtpmRecord, keys: VtpmKeys, loss: Loss) -> None:
+    """That a power-on, or a resume, will find what it needs."""
+    runs = bool(record.run) and keys.run is not None
+    if loss is Loss.RUN and not runs:
+        raise StateError(f"vTPM {record.name!r} has no run that could be discarded; only its blob is there")
+    try:
+        if runs and loss is Loss.NOTHING:
+            _demand_run_file(disk, record)
+            _salvage(disk, record, keys)
+        else:
+            blobs.load(disk.blobs, record.uuid, _stored(record, keys))
+    except IntegrityError as error:
+        option = "--discard-run" if runs and loss is Loss.NOTHING else "--discard-state"
+        raise QuarantinedError(
+            f"vTPM {record.name!r} stays quarantined: {error}; or accept the loss with {option} (see release --help)"
+        ) from error
+
+
 def remove_files(disk: Disk, record: VtpmRecord, keep: VtpmRecord | None) -> None:
     """Remove the files that ``record`` names and ``keep`` does not. What stays is only disk space, for ``sweep``."""
     if keep is None or record.blob != keep.blob:
@@ -141,8 +196,7 @@ def _remove(path: Path) -> None:
 
 def _load_for_power_on(disk: Disk, record: VtpmRecord, keys: VtpmKeys, run: Run) -> None:
     if record.run and keys.run is not None:
-        if not _run_file(disk, record).exists():  # it was synced before the commit that names the run
-            raise IntegrityError("the state file of the last run is missing; restore the newest copy of the state disk")
+        _demand_run_file(disk, record)
         run.restore_permanent(_salvage(disk, record, keys))
         run.power_on()
         return
@@ -153,6 +207,11 @@ def _load_for_power_on(disk: Disk, record: VtpmRecord, keys: VtpmKeys, run: Run)
     else:
         run.restore_permanent(state.permanent)
         run.power_on()
+
+
+def _demand_run_file(disk: Disk, record: VtpmRecord) -> None:
+    if not _run_file(disk, record).exists():  # it was synced before the commit that names the run
+        raise IntegrityError("the state file of the last run is missing; restore the newest copy of the state disk")
 
 
 def _salvage(disk: Disk, record: VtpmRecord, keys: VtpmKeys) -> bytes:

@@ -66,7 +66,8 @@ class Manager:
         self.state = directory / "state"
         self._log = directory / "manager.log"
         self._prefix = list(prefix)
-        self._argv = ["dev", str(directory)] if table is None else ["daemon", "--config", str(self._config(table))]
+        words = ["dev", str(directory)] if table is None else ["daemon", "--config", str(self._config(table))]
+        self.program = ["-m", "manager_vm", *words]  # for Python
         self._process: subprocess.Popen[bytes] | None = None
 
     def _config(self, table: dict[str, Any]) -> Path:
@@ -90,7 +91,7 @@ class Manager:
 
     def launch(self) -> subprocess.Popen[bytes]:
         """Start the process, do not wait."""
-        argv = [*self._prefix, sys.executable, "-m", "manager_vm", *self._argv]
+        argv = [*self._prefix, sys.executable, *self.program]
         with open(self._log, "ab") as log:
             self._process = subprocess.Popen(
                 argv, cwd=ROOT, env=environment(self.directory), stdin=subprocess.DEVNULL, stdout=log, stderr=log
@@ -102,6 +103,13 @@ class Manager:
         before = self.log().count("READY")
         process = self.launch()
         until(lambda: self.log().count("READY") > before or process.poll() is not None, _READY_TIMEOUT, "READY")
+        assert process.poll() is None, self.log()
+        return self
+
+    def launch_waiting(self) -> Manager:
+        """Start one that nobody has provisioned; it serves little, and that over its admin link."""
+        process = self.launch()
+        until(lambda: "READY" in self.log() or process.poll() is not None, _READY_TIMEOUT, "READY")
         assert process.poll() is None, self.log()
         return self
 
@@ -136,6 +144,13 @@ class Manager:
         for pid in [self.pid, *(self.swtpms() if swtpms else [])]:
             os.kill(pid, signal.SIGKILL)
         self._process.wait()
+        self._process = None
+        until(lambda: not self.swtpms(), what="swtpms are gone")
+
+    def killed(self) -> None:
+        """Wait for the end of a manager that kills itself, and of its swtpms."""
+        assert self._process is not None
+        assert self._process.wait(_STOP_TIMEOUT) == -signal.SIGKILL, self.log()
         self._process = None
         until(lambda: not self.swtpms(), what="swtpms are gone")
 

@@ -18,7 +18,7 @@ from typing import Protocol
 
 import pytest
 
-from image.host import machine
+from image.host import hwtpm, machine
 from image.host.host import Host
 from image.host.hwtpm import Arriving, HardwareTpm, Kind
 from image.host.standin.session import KEPT
@@ -463,6 +463,26 @@ def test_a_dead_swtpm_is_reported_with_its_log_and_the_vm_sees_its_tpm_go(make: 
         assert content(qemu.boot()) == CONTENT
 
 
+def test_the_next_vm_gets_the_same_tpm_after_its_death_and_another_one_only_if_that_is_wanted(directory: Path) -> None:
+    where = directory / "tpm"
+    with ExitStack() as stack:
+        made = hwtpm.provide(None, where, Arriving.RESTORE, new=False)
+        stack.callback(made.close)
+        with FakeQemu(made.socket) as qemu:
+            key = furnish(qemu.boot())
+        assert hwtpm.provide(made, where, Arriving.KEEP, new=False) is made
+        assert made.arriving is Arriving.KEEP
+        os.kill(made.pid, signal.SIGKILL)
+        made = hwtpm.provide(made, where, Arriving.KEEP, new=False)
+        stack.callback(made.close)
+        with FakeQemu(made.socket) as qemu:
+            assert qemu.boot().execute(tpm.read_public(KEY)) == key
+        made = hwtpm.provide(made, where, Arriving.RESTORE, new=True)
+        stack.callback(made.close)
+        with FakeQemu(made.socket) as qemu:
+            assert raw.rc(qemu.boot().execute(tpm.read_public(KEY))) != 0
+
+
 def test_a_tpm_whose_state_is_damaged_is_reported_and_not_made_anew(make: Make, directory: Path) -> None:
     made = make()
     with FakeQemu(made.socket) as qemu:
@@ -508,7 +528,7 @@ def test_the_stand_in_and_its_swtpm_end_with_their_owner_even_if_that_is_killed(
 
 def test_passthrough_is_refused_with_the_reason_before_anything_is_started(directory: Path) -> None:
     with pytest.raises(ConfigError, match="policy, measured by the launcher, over the host's PCRs"):
-        Host(directory / "host", directory, hwtpm=Kind.PASSTHROUGH)
+        Host(directory / "host", directory, kind=Kind.PASSTHROUGH)
     assert not (directory / "host").exists()
     argv = [sys.executable, "-m", "image.host", "run", "--hwtpm", "passthrough", "--dir", str(directory / "host")]
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)

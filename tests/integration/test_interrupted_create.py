@@ -54,7 +54,7 @@ def test_a_create_that_is_killed_at_any_time_leaves_all_or_nothing(manager: Mana
     longest = max(time.monotonic() - began, _LONGEST)
     manager.ctl("destroy", "a", "--yes")
     for step in range(10):
-        delay = longest * (step + 1) / 10
+        delay = longest * (step + 1) / 8
         create_and_kill(manager, lambda _, delay=delay: time.sleep(delay))  # type: ignore[misc]
         outcomes.add(after_the_crash(manager))
     assert outcomes == {True, False}

@@ -5,10 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from image import measure
+from image.builder.image import make_uki
+from image.builder.steps import Builder, Layout
+from image.builder.tools import Tools
 from image.host import demo, saved
 from image.host.guest import Guest
 from image.host.host import Host
@@ -19,6 +24,7 @@ from image.host.wires import Carrier
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 IMAGES = ROOT / "build" / "image"
+_CONSOLE = 240.0  # seconds for a line on the console
 _STORE = ROOT / "build" / "saved"
 
 # what a first TPM command would otherwise read from the (slow, verified) root disk
@@ -95,6 +101,30 @@ class Lab:
     def journal(self) -> str:
         """What the manager's daemon logged."""
         return self.manager.agent.check("journalctl -b --no-pager -u vtpm-manager")
+
+
+def console_says(vm: Vm, *texts: str) -> str:
+    """Wait until one of ``texts`` stands on the console; all of it."""
+    deadline = time.monotonic() + _CONSOLE
+    while not any(text in (said := vm.spec.console.read_text(errors="replace")) for text in texts):
+        assert time.monotonic() < deadline, said
+        time.sleep(0.1)
+    return said
+
+
+def second_image(target: Path) -> Path:
+    """Another build of the manager's image, beside the guest's: the same root, one more kernel argument."""
+    first, second = IMAGES / "manager", target / "manager"
+    second.mkdir(parents=True)
+    (target / "guest").symlink_to(IMAGES / "guest")
+    for name in ("vmlinuz", "initrd.img", "image.json"):
+        shutil.copyfile(first / name, second / name)
+    (second / "root.img").symlink_to(first / "root.img")
+    (second / "cmdline").write_text((first / "cmdline").read_text().strip() + " vm.build=2")
+    version = dict(measure.sections((first / "uki.efi").read_bytes()))[".uname"].decode()
+    make_uki(Tools(Builder(Layout(ROOT))), "second image", second, version)
+    (second / "pcrs.json").write_text(measure.report(second))
+    return target
 
 
 def children_of_ours() -> list[str]:

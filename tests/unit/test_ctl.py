@@ -200,7 +200,16 @@ def manager(monkeypatch: pytest.MonkeyPatch) -> FakeManager:
 
 
 ADMIN, HOST = Path("/run/vtpm/admin.sock"), Path("/run/vtpm/host.sock")
-OTHERS = {"challenge", "provision", "operator_add", "operator_remove", "group_add", "audit"}  # see the tests about them
+OTHERS = {
+    "challenge",
+    "provision",
+    "operator_add",
+    "operator_remove",
+    "group_add",
+    "approve",
+    "revoke",
+    "audit",
+}  # see the tests about them
 SERVED = {*verbs.ADMIN, *desk.OWN, *reception.SERVED}
 REQUESTS: list[tuple[str, Path, str, dict[str, Any]]] = [
     ("status", ADMIN, "status", {}),
@@ -217,7 +226,11 @@ REQUESTS: list[tuple[str, Path, str, dict[str, Any]]] = [
     ("stop web", ADMIN, "stop", {"name": "web"}),
     ("info web", ADMIN, "info", {"name": "web"}),
     ("destroy web --yes", ADMIN, "destroy", {"name": "web"}),
+    ("release web", ADMIN, "release", {"name": "web", "discard": ""}),
+    ("release web --discard-run --yes", ADMIN, "release", {"name": "web", "discard": "run"}),
+    ("release web --discard-state --yes", ADMIN, "release", {"name": "web", "discard": "state"}),
     ("operator list", ADMIN, "operators", {}),
+    ("approvals", ADMIN, "approvals", {}),
     ("attach web", HOST, "attach", {"name": "web", "channel": None, "boot": None}),
     ("attach web ivshmem --boot 3", HOST, "attach", {"name": "web", "channel": "ivshmem", "boot": 3}),
     ("detach web", HOST, "detach", {"name": "web"}),
@@ -281,6 +294,14 @@ def test_a_statement_goes_to_the_manager_as_it_is(manager: FakeManager, tmp_path
         assert manager.asked.pop() == (ADMIN, f"operator_{action}", {"statement": b"{}"})
         assert main.main(["operator", action]) == ConfigError.exit_code
     assert main.main(["operator", "list", str(statement)]) == ConfigError.exit_code
+    for line in (["approve"], ["upgrade"], ["revoke", "--force"]):
+        assert main.main([line[0], str(statement), *line[1:]]) == 0
+    assert manager.asked == [
+        (ADMIN, "approve", {"statement": b"{}"}),
+        (ADMIN, "approve", {"statement": b"{}"}),
+        (ADMIN, "revoke", {"statement": b"{}", "force": True}),
+    ]
+    manager.asked.clear()
     public = str(tmp_path / "authority/authority.pub")
     assert main.main(["provision", public, str(statement), "--approval", str(statement)]) == 0
     order = {"authority": authority.public.der, "operators": [b"{}"], "approvals": [b"{}"]}
@@ -350,7 +371,8 @@ def test_what_must_be_signed_is_signed_with_the_named_key_else_with_that_beside_
 
 def test_a_verb_says_that_it_must_be_signed_where_it_must() -> None:
     for verb, text in help.VERBS.items():
-        asked = {"operator": "operator_add", "group": "group_add"}.get(verb, verb.replace("-", "_"))
+        other = {"operator": "operator_add", "group": "group_add", "upgrade": "approve"}
+        asked = other.get(verb, verb.replace("-", "_"))
         assert text.startswith("[signed] ") is rules.is_signed(asked)
 
 
@@ -436,8 +458,11 @@ def test_destroying_needs_the_name_typed_or_the_option(
         monkeypatch.setattr("sys.stdin", terminal(typed))
         assert main.main(["destroy", "web"]) == ConfigError.exit_code
         assert "not confirmed; nothing was changed" in capsys.readouterr().err
+    assert main.main(["release", "web", "--discard-run"]) == ConfigError.exit_code
     assert manager.asked == []
     monkeypatch.setattr("sys.stdin", terminal("web\n"))
+    assert main.main(["release", "web", "--discard-state"]) == 0
+    manager.asked.clear()
     assert main.main(["destroy", "web"]) == 0
     assert manager.asked == [(ADMIN, "destroy", {"name": "web"})]
 

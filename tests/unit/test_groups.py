@@ -167,9 +167,9 @@ PLATFORM = {role: Operator(role, role, ALICE.public) for role in Role}
 ACMES = {role: Operator(role, role, BOB.public, group="acme") for role in Role}
 
 
-@pytest.mark.parametrize("verb", ["create", "start", "destroy"])
+@pytest.mark.parametrize("verb", ["create", "start", "destroy", "release"])
 def test_what_is_a_groups_only_its_operators_make_start_and_destroy(verb: str) -> None:
-    for role in (Role.ADMIN, Role.OPERATOR):
+    for role in rules.RULES[verb].roles:
         assert rules.choose(verb, "acme", [ACMES[role]]) is ACMES[role]
     with pytest.raises(EvidenceError, match="role auditor"):
         rules.choose(verb, "acme", [ACMES[Role.AUDITOR]])

@@ -7,9 +7,14 @@ from itertools import product
 import pytest
 
 from manager_vm.errors import QuarantinedError, StateError
-from manager_vm.protocol.lifecycle import TRANSITIONS, Event, State, after
+from manager_vm.protocol.lifecycle import RELEASES, TRANSITIONS, Event, State, after
 
 PAIRS = list(product(State, Event))
+LEAVING = {
+    Event.RELEASE_OFF: State.OFF,
+    Event.RELEASE_PARKED: State.PARKED,
+    Event.RELEASE: State.FAILED,
+}
 ALIVE = [state for state in State if state is not State.QUARANTINED]
 
 
@@ -33,10 +38,21 @@ def test_every_event_in_every_state_is_a_transition_or_refused(state: State, eve
         after("web", state, event)
 
 
-@pytest.mark.parametrize("event", Event)
+@pytest.mark.parametrize("event", [event for event in Event if event not in LEAVING])
 def test_a_quarantined_vtpm_is_not_started_not_deleted_and_not_made_anew(event: Event) -> None:
     with pytest.raises(QuarantinedError, match="show web"):
         after("web", State.QUARANTINED, event)
+
+
+def test_only_a_release_leads_out_of_quarantine_and_never_to_a_running_vtpm() -> None:
+    assert {event: to for (state, event), to in TRANSITIONS.items() if state is State.QUARANTINED} == LEAVING
+    assert {state for state, event in TRANSITIONS if event in LEAVING} == {State.QUARANTINED}
+
+
+@pytest.mark.parametrize("before", [*ALIVE, ""])
+def test_a_released_vtpm_is_what_it_was_but_a_dead_or_unknown_one_waits_for_a_reset(before: str) -> None:
+    state = after("web", State.QUARANTINED, RELEASES.get(before, Event.RELEASE))
+    assert state == (before if before in (State.OFF, State.PARKED) else State.FAILED)
 
 
 @pytest.mark.parametrize("state", ALIVE)

@@ -142,7 +142,7 @@ def test_only_so_many_challenges_are_remembered_and_the_newest_ones_are() -> Non
 
 # -- roles ----------------------------------------------------------------------------------------------------
 
-READING = {"status", "list", "show", "info", "ek_cert", "groups", "challenge"}
+READING = {"status", "list", "show", "info", "ek_cert", "groups", "challenge", "approvals"}
 MAY = {
     Role.AUDITOR: READING | {"operators", "audit"},
     Role.OPERATOR: READING | {"operators", "create", "start", "stop", "destroy"},
