@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from manager_vm.ctl import actions, statements
+from manager_vm.ctl import actions, platforms, statements
 
 Args = argparse.Namespace
 
@@ -61,5 +61,6 @@ def _add_operators(enroll: argparse.ArgumentParser, remove: argparse.ArgumentPar
     enroll.add_argument("--hierarchy", choices=actions.HIERARCHIES, help="what vouches for its vTPMs' AKs (default sk)")
     enroll.add_argument("--role", choices=list(actions.ROLES), help="what the operator may ask for")
     enroll.add_argument("--description", default="", metavar="TEXT", help="for people, up to 200 characters")
+    platforms.add_enrolment(enroll, whom)
     remove.add_argument("--operator", required=True, metavar="NAME", help="who is enrolled here")
     remove.add_argument("--reason", required=True, metavar="TEXT", help="for people, up to 200 characters")

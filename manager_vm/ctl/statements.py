@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from manager_vm.ctl import actions
+from manager_vm.ctl import actions, platforms
 from manager_vm.errors import ConfigError, EvidenceError
-from manager_vm.trust import approval, envelope, group, operator, policy
+from manager_vm.trust import approval, enrolment, envelope, group, group_register, operator, platform, policy
 from manager_vm.trust.authority import AuthorityDirectory, read_statement
 from manager_vm.trust.group import Hierarchy
 from manager_vm.trust.operator import Role
@@ -51,9 +51,16 @@ def _revoke(args: Args) -> Result:
 
 
 def _enroll(args: Args) -> Result:
-    if args.group:
+    if args.group is not None:
         return _enroll_group(args)
-    _demand_options(args, needed=("key", "role"), excluded=("authority", "hierarchy"))
+    if args.authority is not None or args.hierarchy is not None:
+        raise ConfigError("--authority and --hierarchy belong to --group")
+    if args.operator is None:
+        if args.key is not None or args.role is not None or args.description:
+            raise ConfigError("--key, --role and --description belong to --operator")
+        return platforms.enroll(args)
+    if args.key is None or args.role is None:
+        raise ConfigError("--operator needs the operator's public --key and a --role")
     authority = AuthorityDirectory.open(args.directory)
     role = Role(args.role)
     path = authority.enroll_operator(args.operator, VerifyKey.load(args.key), role, args.description)
@@ -62,22 +69,17 @@ def _enroll(args: Args) -> Result:
 
 
 def _enroll_group(args: Args) -> Result:
-    _demand_options(args, needed=("authority",), excluded=("key", "role", "description"))
+    if args.authority is None:
+        raise ConfigError("--group needs the public key of the group's own --authority")
+    if args.key is not None or args.role is not None or args.description:
+        raise ConfigError("--key, --role and --description belong to --operator")
     authority = AuthorityDirectory.open(args.directory)
-    path = authority.enroll_group(args.group, VerifyKey.load(args.authority), Hierarchy(args.hierarchy or "sk"))
+    path = group_register.enroll(
+        authority, args.group, VerifyKey.load(args.authority), Hierarchy(args.hierarchy or "sk")
+    )
     made = group.verify(read_statement(path), authority.public)
     told = {"file": str(path), "group": made.name, "hierarchy": made.hierarchy.value}
     return {**told, "authority": made.authority.id, "serial": made.serial}, 0
-
-
-def _demand_options(args: Args, *, needed: tuple[str, ...], excluded: tuple[str, ...]) -> None:
-    what = "--group" if args.group else "--operator"
-    for option in needed:
-        if not getattr(args, option):
-            raise ConfigError(f"'authority enroll {what}' needs --{option}")
-    for option in excluded:
-        if getattr(args, option):
-            raise ConfigError(f"'authority enroll {what}' takes no --{option}")
 
 
 def _remove(args: Args) -> Result:
@@ -201,12 +203,24 @@ def _of_group(data: bytes, authority: VerifyKey) -> dict[str, Any]:
     return {"group": found.name, "hierarchy": found.hierarchy.value, "operators_enrolled_by": found.authority.id}
 
 
+def _of_platform(data: bytes, authority: VerifyKey) -> dict[str, Any]:
+    found = platform.verify(data, authority)
+    return {"platform": found.name, "serial": found.serial, "ak": found.ak.name.hex(), "ek_certificate": found.ek.hex()}
+
+
+def _of_challenge(data: bytes, authority: VerifyKey) -> dict[str, Any]:
+    found = enrolment.verify_challenge(data, authority)
+    return {"challenge": found.id, "ak": found.ak.hex()}
+
+
 _MEANINGS: dict[str, Callable[[bytes, VerifyKey], dict[str, Any]]] = {
     approval.APPROVAL: _of_approval,
     approval.REVOCATION: _of_revocation,
     operator.OPERATOR: _of_operator,
     operator.OPERATOR_REMOVAL: _of_removal,
     group.GROUP: _of_group,
+    platform.PLATFORM: _of_platform,
+    enrolment.CHALLENGE: _of_challenge,
 }
 
 ACTIONS: dict[tuple[str, str], Callable[[Args], Result]] = {

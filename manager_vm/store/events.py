@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from manager_vm import crypto
 from manager_vm.protocol.lifecycle import State
-from manager_vm.store.records import Contents, VtpmRecord
+from manager_vm.store.records import Contents, Identity, VtpmRecord
 
 Event = tuple[str, dict[str, Any]]
 _STATES = {State.FAILED: "failed", State.QUARANTINED: "quarantined"}
@@ -24,6 +25,8 @@ def between(old: Contents, new: Contents) -> list[Event]:
 
 def _trust(old: Contents, new: Contents) -> Iterator[Event]:
     yield from _operators(old.operators, new.operators, {})
+    if new.identity is not None and new.identity != old.identity:
+        yield from _identity(old.identity or Identity(b""), new.identity)
     if old.groups is new.groups:
         return
     for name, group in new.groups.items():
@@ -40,6 +43,13 @@ def _operators(old: dict[str, bytes], new: dict[str, bytes], where: dict[str, st
     gone = sorted(old.keys() - new.keys())
     if changed or gone:
         yield "operators changed", {**where, "keys": changed, "superseded": gone}
+
+
+def _identity(old: Identity, new: Identity) -> Iterator[Event]:
+    """Not which SK is whose: the log may be read by those who must not know."""
+    if new.statement != old.statement:
+        certified = sum(bool(key.certificate) for key in new.keys)
+        yield "platform enrolled", {"statement": crypto.digest(new.statement).hex(), "keys": certified}
 
 
 def _vtpms(old: Contents, new: Contents) -> Iterator[Event]:
