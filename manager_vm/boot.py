@@ -19,6 +19,8 @@ from manager_vm.keys import approvals
 from manager_vm.keys.anchor import NvAnchor
 from manager_vm.keys.approvals import Images
 from manager_vm.keys.enrolment import Enrolment
+from manager_vm.keys.hierarchy import Hardware
+from manager_vm.keys.hierarchy.platform import PlatformHardware
 from manager_vm.keys.hwtpm import auths
 from manager_vm.keys.hwtpm.connection import Connection
 from manager_vm.keys.keyslot import Keyslot
@@ -49,6 +51,7 @@ class Opened:
     journal: Journal
     registry: Registry
     enrolment: Enrolment
+    hardware: Hardware
 
 
 class Ground:
@@ -77,7 +80,7 @@ class Ground:
 def open_manager(ground: Ground) -> Opened:
     """Open the state directory and take up all vTPMs."""
     config = ground.config
-    manifest, images, enrolment = _open_manifest(config, ground.tpm)
+    manifest, images, enrolment, hardware = _open_manifest(config, ground.tpm)
     contents = manifest.contents
     _check_uids(config, contents)
     known = len(ground.warnings)
@@ -91,7 +94,7 @@ def open_manager(ground: Ground) -> Opened:
         patience=_PATIENCE,
     )
     registry.recover()
-    return Opened(manifest, images, journal, registry, enrolment)
+    return Opened(manifest, images, journal, registry, enrolment, hardware)
 
 
 def _check_programs(config: Config) -> list[str]:
@@ -127,7 +130,7 @@ def _own_uids(config: Config) -> bool:
     return os.geteuid() == 0 and config.uid_base > 0
 
 
-def _open_manifest(config: Config, tpm: Connection) -> tuple[Manifest, Images, Enrolment]:
+def _open_manifest(config: Config, tpm: Connection) -> tuple[Manifest, Images, Enrolment, Hardware]:
     """Unseal (or take what the daemon before this one has unsealed), then find the one true manifest."""
     state = config.state_dir
     slot = Keyslot(state / "keyslot", tpm)
@@ -142,7 +145,8 @@ def _open_manifest(config: Config, tpm: Connection) -> tuple[Manifest, Images, E
     if (manifest.contents.owner, manifest.contents.authority) != (srk, authority.der):
         raise IntegrityError("the manifest and the keyslot do not belong together; restore the state disk whole")
     images = Images(state / "approvals", tpm, authorizations, authority)
-    return manifest, images, Enrolment(tpm, authorizations, manifest)
+    enrolment = Enrolment(tpm, authorizations, manifest)
+    return manifest, images, enrolment, PlatformHardware(tpm, authorizations, manifest)
 
 
 def _open_audit(directory: Path, anchored: AuditHead, warnings: list[str]) -> AuditLog:

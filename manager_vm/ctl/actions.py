@@ -144,6 +144,19 @@ examples:
 """,
         ),
     },
+    "credential": {
+        "show": (
+            "what a credential says, and whether it is good",
+            """\
+--authority FILE: the key of the platforms' authority, for sk, ak-vak and ak-vek. --root FILE:
+the certificate (PEM) of the outside CA, for independent. Exit code 6 if it is not good. With
+ak-vek only the vTPM's EK is proven: make sure that the AK is in the same vTPM with
+tpm2_makecredential and tpm2_activatecredential.
+
+example: vtpmctl credential show web1.json --authority authority.pub
+""",
+        ),
+    },
     "key": {
         "new": (
             "make a signature key: FILE and FILE.pub",

@@ -37,6 +37,10 @@ def add_actions(verbs: dict[str, argparse.ArgumentParser], common: argparse.Argu
     show = made["authority", "show"]
     show.add_argument("file", type=Path, metavar="FILE", help="a statement")
     show.add_argument("--authority", type=Path, metavar="FILE", help="authority.pub, to verify it with")
+    credential = made["credential", "show"]
+    credential.add_argument("file", type=Path, metavar="FILE", help="a credential of 'certify'")
+    credential.add_argument("--authority", type=Path, metavar="FILE", help="authority.pub of the platforms")
+    credential.add_argument("--root", type=Path, metavar="FILE.pem", help="certificate of an outside CA")
     made["key", "new"].add_argument("file", type=Path, metavar="FILE", help="where; the public key goes to FILE.pub")
 
 

@@ -16,4 +16,24 @@ examples:
   vtpmctl group list
   vtpmctl group remove acme
 """,
+    "certify": """\
+The guest keeps its AK at a persistent handle (tpm2_evictcontrol). The manager reads the
+key from the vTPM itself, makes sure that it is an AK (restricted, fixedTPM, sign), and
+issues a credential, a file of JSON for whoever relies on the AK:
+
+  sk           signed by the vTPM's SK, a key of the hardware TPM that the authority has
+               certified; says nothing of the host
+  ak-vak       evidence of the platform's AK over the AK; names the platform
+  ak-vek       the same over the vTPM's EK; the AK is then asked for as with a real TPM
+  independent  prints a request for an outside CA; --response FILE.pem is its answer
+
+After a move to another host ask again, except for independent.
+
+examples:
+  vtpmctl certify web1 --ak 0x81010002 --out web1.json
+  vtpmctl certify web1 --ak 0x81010002 --response ak.pem --out web1.json
+""",
+    "credential": """\
+--help behind the action explains it.
+""",
 }

@@ -61,6 +61,8 @@ VERBS = {
     "operator": "[signed] add or remove an operator by a statement of the authority, or list them",
     "group": "[signed] take or give up a tenant's group of vTPMs, or list them",
     "platform": "[signed] enrol the manager's hardware TPM with the authority: evidence, activate, install; show",
+    "certify": "[signed] have an AK of a vTPM vouched for, by the hierarchy of its group",
+    "credential": "[offline] what a credential of 'certify' proves",
     "audit": "[signed] the manager's audit log: shown, followed, verified; `audit verify FILE` needs no manager",
     "doctor": "what this machine has and lacks",
     "completion": "print shell completion: source <(vtpmctl completion bash)",

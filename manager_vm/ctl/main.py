@@ -11,7 +11,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from manager_vm.ctl import actions, audit, authority, completion, doctor, help, operators, output, platforms, wiring
+from manager_vm.ctl import (
+    actions,
+    audit,
+    authority,
+    completion,
+    credentials,
+    doctor,
+    help,
+    operators,
+    output,
+    platforms,
+    wiring,
+)
 from manager_vm.ctl.client import Client, operator_key, sockets
 from manager_vm.ctl.doctor import Level
 from manager_vm.errors import ConfigError, VtpmManagerError
@@ -194,6 +206,8 @@ _HANDLERS: dict[str, Callable[[Args], int | None]] = {
     "revoke": lambda args: operators.revoke(args, _call),
     "approvals": lambda args: operators.approvals(args, _call),
     "platform": lambda args: platforms.platform(args, _call),
+    "certify": lambda args: credentials.certify(args, _call),
+    "credential": _offline,
     "audit": lambda args: audit.run(args, _call),
     "doctor": _doctor,
     "completion": _completion,
@@ -202,7 +216,7 @@ _HANDLERS: dict[str, Callable[[Args], int | None]] = {
 
 
 # verbs that take the name of a vTPM that exists
-_NAMED = ["show", "start", "stop", "attach", "detach", "boot", "destroy", "release", "info", "ek-cert"]
+_NAMED = ["show", "start", "stop", "attach", "detach", "boot", "destroy", "release", "info", "ek-cert", "certify"]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -273,6 +287,7 @@ def _add_arguments(verbs: dict[str, argparse.ArgumentParser]) -> None:
     which.add_argument("--chain", action="store_true", help="both: first the EK's, then the CA's")
     cert.add_argument("--out", type=Path, metavar="FILE", help="write there")
     operators.add_arguments(verbs)
+    credentials.add_arguments(verbs["certify"])
     platforms.add_arguments(verbs["platform"])
     audit.add_arguments(verbs["audit"])
     verbs["completion"].add_argument("shell", choices=completion.SHELLS)

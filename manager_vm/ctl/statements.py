@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from manager_vm.ctl import actions, platforms
+from manager_vm.ctl import actions, credentials, platforms
 from manager_vm.errors import ConfigError, EvidenceError
 from manager_vm.trust import approval, enrolment, envelope, group, group_register, operator, platform, policy
 from manager_vm.trust.authority import AuthorityDirectory, read_statement
@@ -231,4 +231,5 @@ ACTIONS: dict[tuple[str, str], Callable[[Args], Result]] = {
     ("authority", "remove"): _remove,
     ("authority", "show"): _show,
     ("key", "new"): _new_key,
+    ("credential", "show"): credentials.show,
 }

@@ -16,6 +16,7 @@ from manager_vm.errors import ConfigError, RemoteProtocolError, TrustError
 from manager_vm.keys.approvals import Images
 from manager_vm.keys.enrolment import Enrolment
 from manager_vm.server import groups, provision
+from manager_vm.server.certify import Certifier
 from manager_vm.server.journal import Journal
 from manager_vm.server.verbs import ADMIN, Verbs
 from manager_vm.store.manifest import Manifest
@@ -34,13 +35,20 @@ class Desk:
     """Thread-safe."""
 
     def __init__(
-        self, manifest: Manifest, images: Images, journal: Journal, verbs: Verbs, enrolment: Enrolment
+        self,
+        manifest: Manifest,
+        images: Images,
+        journal: Journal,
+        verbs: Verbs,
+        enrolment: Enrolment,
+        certifier: Certifier,
     ) -> None:
         self._manifest = manifest
         self._images = images
         self._journal = journal
         self._verbs = verbs
         self._enrolment = enrolment
+        self._certifier = certifier
         self._nonces = Nonces()
         self._lock = threading.Lock()  # of the nonces
 
@@ -173,6 +181,10 @@ class Desk:
         self._enrolment.install(_statement(args))
         return self._enrolment.show()
 
+    def certify(self, args: dict[str, Any]) -> dict[str, Any]:
+        """What vouches for an AK of a vTPM."""
+        return self._certifier.certify(args)
+
     def audit(self, args: dict[str, Any]) -> dict[str, Any]:
         """Lines of the audit log behind number ``after`` (negative: from the end); how far it goes and is anchored."""
         after, audit = args.get("after", 0), self._journal.audit
@@ -214,6 +226,7 @@ OWN: dict[str, Callable[[Desk, dict[str, Any]], Any]] = {
     "revoke": Desk.revoke,
     "approvals": Desk.approvals,
     "audit": Desk.audit,
+    "certify": Desk.certify,
     "platform_show": Desk.platform_show,
     "platform_evidence": Desk.platform_evidence,
     "platform_activate": Desk.platform_activate,

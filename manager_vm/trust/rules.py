@@ -56,6 +56,7 @@ RULES: dict[str, Rule] = {
     "start": _OPERATORS,
     "stop": Rule(_WORKERS, about=About.VTPM, platform=_ADMIN),
     "destroy": _OPERATORS,
+    "certify": _OPERATORS,
     "release": Rule(_ADMIN, about=About.VTPM),
     "groups": _ANYBODY,
     "group_add": _ADMINS,

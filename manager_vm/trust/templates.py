@@ -100,6 +100,17 @@ def public_key(public: bytes) -> rsa.RSAPublicKey | ec.EllipticCurvePublicKey:
         raise IntegrityError(f"the TPM returned a public area that is no EK of a known template ({error})") from None
 
 
+def with_key(kind: str, key: rsa.RSAPublicKey | ec.EllipticCurvePublicKey) -> bytes:
+    """TPMT_PUBLIC of the EK of this kind with this key: what ``public_key`` takes apart."""
+    made = template(kind).public
+    if isinstance(key, rsa.RSAPublicKey):
+        size = (key.key_size + 7) // 8
+        return made[:-size] + key.public_numbers().n.to_bytes(size)
+    size, numbers = (key.curve.key_size + 7) // 8, key.public_numbers()
+    head = made[: -2 * (2 + size)] if made.endswith(bytes(size)) else made[:-4]
+    return head + b"".join(struct.pack(">H", size) + each.to_bytes(size) for each in (numbers.x, numbers.y))
+
+
 def matching(public: Public) -> EkTemplate | None:
     """The template that this public area was made from: the same but for the key itself; None if there is none."""
     head = public.area[: _HEAD_SIZE + len(public.policy) + len(public.parameters)]

@@ -206,6 +206,7 @@ OTHERS = {
     "operator_add",
     "operator_remove",
     "group_add",
+    "certify",
     "approve",
     "revoke",
     "audit",
@@ -272,6 +273,23 @@ def test_a_group_goes_to_the_manager_with_its_first_operators(manager: FakeManag
     for wrong in (["add"], ["remove"], ["remove", "a", "b"], ["list", "a"], ["add", str(tmp_path / "none")]):
         assert main.main(["group", *wrong]) == ConfigError.exit_code
     assert not manager.asked
+
+
+def test_a_credential_or_a_request_is_written_as_the_manager_gives_it(
+    manager: FakeManager, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    response, out = tmp_path / "ak.pem", tmp_path / "web.json"
+    response.write_bytes(b"PEM")
+    manager.answer = {"hierarchy": "sk", "credential": b"{}"}
+    assert main.main(["certify", "web", "--ak", "0x81010002"]) == 0
+    assert manager.asked.pop() == (ADMIN, "certify", {"name": "web", "ak": 0x81010002})
+    assert capsys.readouterr().out == "{}"
+    manager.answer = {"hierarchy": "independent", "request": b"[]"}
+    words = ["--json", "certify", "web", "--ak", "2164326402", "--response", str(response), "--out", str(out)]
+    assert main.main(words) == 0
+    assert manager.asked.pop() == (ADMIN, "certify", {"name": "web", "ak": 0x81010002, "response": b"PEM"})
+    assert (out.read_bytes(), json.loads(capsys.readouterr().out)["what"]) == (b"[]", "request")
+    assert main.main(["certify", "web", "--ak", "1", "--out", str(tmp_path / "no/where")]) == ConfigError.exit_code
 
 
 def test_a_chain_is_the_certificate_and_that_of_the_ca(
