@@ -18,10 +18,10 @@ from manager_vm.errors import ConfigError, IntegrityError, StoreError
 from manager_vm.keys import approvals
 from manager_vm.keys.anchor import NvAnchor
 from manager_vm.keys.approvals import Images
-from manager_vm.keys.ek_ca import EkCa
 from manager_vm.keys.enrolment import Enrolment
+from manager_vm.keys.hierarchy import Hardware
+from manager_vm.keys.hierarchy.platform import PlatformHardware
 from manager_vm.keys.hwtpm import auths
-from manager_vm.keys.hwtpm.auths import Authorizations
 from manager_vm.keys.hwtpm.connection import Connection
 from manager_vm.keys.keyslot import Keyslot
 from manager_vm.platform import Platform
@@ -51,6 +51,7 @@ class Opened:
     journal: Journal
     registry: Registry
     enrolment: Enrolment
+    hardware: Hardware
 
 
 class Ground:
@@ -79,7 +80,7 @@ class Ground:
 def open_manager(ground: Ground) -> Opened:
     """Open the state directory and take up all vTPMs."""
     config = ground.config
-    manifest, images, authorizations = _open_manifest(config, ground.tpm)
+    manifest, images, enrolment, hardware = _open_manifest(config, ground.tpm)
     contents = manifest.contents
     _check_uids(config, contents)
     known = len(ground.warnings)
@@ -88,13 +89,12 @@ def open_manager(ground: Ground) -> Opened:
     registry = Registry(
         manifest,
         _disk(config),
-        EkCa.load(contents.ca_key, contents.ca_certificate),
         uid_base=config.uid_base,
         limit=config.max_vtpms,
         patience=_PATIENCE,
     )
     registry.recover()
-    return Opened(manifest, images, journal, registry, Enrolment(ground.tpm, authorizations, manifest))
+    return Opened(manifest, images, journal, registry, enrolment, hardware)
 
 
 def _check_programs(config: Config) -> list[str]:
@@ -130,7 +130,7 @@ def _own_uids(config: Config) -> bool:
     return os.geteuid() == 0 and config.uid_base > 0
 
 
-def _open_manifest(config: Config, tpm: Connection) -> tuple[Manifest, Images, Authorizations]:
+def _open_manifest(config: Config, tpm: Connection) -> tuple[Manifest, Images, Enrolment, Hardware]:
     """Unseal (or take what the daemon before this one has unsealed), then find the one true manifest."""
     state = config.state_dir
     slot = Keyslot(state / "keyslot", tpm)
@@ -144,7 +144,9 @@ def _open_manifest(config: Config, tpm: Connection) -> tuple[Manifest, Images, A
     manifest = Manifest.load(state, root, NvAnchor(tpm, authorizations.anchor))
     if (manifest.contents.owner, manifest.contents.authority) != (srk, authority.der):
         raise IntegrityError("the manifest and the keyslot do not belong together; restore the state disk whole")
-    return manifest, Images(state / "approvals", tpm, authorizations, authority), authorizations
+    images = Images(state / "approvals", tpm, authorizations, authority)
+    enrolment = Enrolment(tpm, authorizations, manifest)
+    return manifest, images, enrolment, PlatformHardware(tpm, authorizations, manifest)
 
 
 def _open_audit(directory: Path, anchored: AuditHead, warnings: list[str]) -> AuditLog:

@@ -15,6 +15,7 @@ from manager_vm.config import Config
 from manager_vm.errors import LocalProtocolError, VtpmManagerError
 from manager_vm.keys import identity
 from manager_vm.protocol.lifecycle import State
+from manager_vm.server.certify import Certifier
 from manager_vm.server.desk import Desk
 from manager_vm.server.links import Perform, open_link
 from manager_vm.server.reception import Reception
@@ -52,7 +53,8 @@ def run(config: Config, *, announce: bool = False) -> None:
         verbs = Verbs(opened.manifest, registry, wiring, config, ground.warnings)
         host_link = open_link(config.host_link, _guarded(lambda request: verbs.perform(HOST, request)))
         tasks.callback(host_link.close)
-        desk = Desk(opened.manifest, opened.images, opened.journal, verbs, opened.enrolment)
+        certifier = Certifier(opened.manifest, registry, opened.hardware, config.command_deadline)
+        desk = Desk(opened.manifest, opened.images, opened.journal, verbs, opened.enrolment, certifier)
         admin_link = open_link(config.admin, _guarded(desk.perform))
         tasks.callback(admin_link.close)
         _ready(announce)

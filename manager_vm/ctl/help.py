@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from manager_vm.ctl import details
+
 DESCRIPTION = "Drive a vTPM manager: the manager VM of a host, or `python -m manager_vm dev DIR`."
 
 EPILOG = """\
@@ -57,21 +59,24 @@ VERBS = {
     "revoke": "[signed] forbid images to unseal, for ever: a revocation of the authority, which the TPM enforces",
     "approvals": "which images may unseal the root key there, and which not any more",
     "operator": "[signed] add or remove an operator by a statement of the authority, or list them",
+    "group": "[signed] take or give up a tenant's group of vTPMs, or list them",
     "platform": "[signed] enrol the manager's hardware TPM with the authority: evidence, activate, install; show",
+    "certify": "[signed] have an AK of a vTPM vouched for, by the hierarchy of its group",
+    "credential": "[offline] what a credential of 'certify' proves",
     "audit": "[signed] the manager's audit log: shown, followed, verified; `audit verify FILE` needs no manager",
     "doctor": "what this machine has and lacks",
     "completion": "print shell completion: source <(vtpmctl completion bash)",
     "names": "the names of all vTPMs, one a line",
 }
 
-DETAILS = {
+DETAILS = details.TENANTS | {
     "status": """\
 Version, start time, number of vTPMs in each state, memory of the manager's process, and
 warnings: what the manager found wrong with this machine when it started, for instance a
 libtpms known to be vulnerable.
 """,
     "list": """\
-Columns: NAME; STATE (off, running, parked, failed, quarantined); CHANNEL, "-" while
+Columns: NAME; GROUP; STATE (off, running, parked, failed, quarantined); CHANNEL, "-" while
 detached; BOOT, the newest boot number applied; GENERATION; LIVE, whether a front end
 was heard within 3.5 s; REASON, why a vTPM failed or is quarantined.
 """,
@@ -80,7 +85,14 @@ A name has 1 to 63 letters, digits, '.', '_' or '-', and is in use once. The new
 off: 'attach' with a boot number powers it on. An interrupted create leaves nothing
 behind.
 
-example: vtpmctl create web1
+--group NAME: a tenant's vTPM. Its EK certificates are issued by that group's CA, and
+only operators whom the group's authority has enrolled create, start and destroy it; an
+admin of the platform may only stop it. Without --group it is in the group 'default',
+which is the manager's own. A vTPM never changes its group.
+
+examples:
+  vtpmctl create web1
+  vtpmctl --key bob.key create web2 --group acme
 """,
     "show": """\
 Besides the columns of 'list': uuid; open, whether the manager holds the channel open;
@@ -149,10 +161,15 @@ examples:
 Asked of the TPM itself by TPM2_GetCapability, between two commands of its guest.
 """,
     "ek-cert": """\
+Issued by the CA of the vTPM's group, one root for each group of each manager: two groups
+have nothing in common in their certificates. The guest finds them in NV: 0x01C00002
+(RSA-2048), 0x01C0000A (P-256), 0x01C00016 (P-384), the CA's at 0x01C00100.
+
 examples:
   vtpmctl ek-cert web1 --key ecc-p256 | openssl x509 -noout -text
   vtpmctl ek-cert web1 --ca --out ca.pem && vtpmctl ek-cert web1 --out ek.pem
   openssl verify -CAfile ca.pem ek.pem
+  vtpmctl ek-cert web1 --chain --out chain.pem
 """,
     "authority": """\
 The authority is a signature key (ECDSA, P-256) in a directory that only its owner can
@@ -214,8 +231,12 @@ FILE.json is signed by the authority: an enrolment (add) or a removal (remove). 
 has one key: an enrolment with a higher serial replaces the one before. A removed key
 never comes back. The last admin can only be replaced. 'list' is for every operator.
 
+--group NAME: FILE.json is signed by that group's authority, and the request by an admin
+of the group or of the platform, who only hands it in.
+
 examples:
   vtpmctl --key alice.key operator add bob.json
+  vtpmctl operator add carol.json --group acme
   vtpmctl operator list
 """,
     "platform": """\

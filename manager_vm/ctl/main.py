@@ -11,7 +11,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from manager_vm.ctl import actions, audit, authority, completion, doctor, help, operators, output, platforms, wiring
+from manager_vm.ctl import (
+    actions,
+    audit,
+    authority,
+    completion,
+    credentials,
+    doctor,
+    help,
+    operators,
+    output,
+    platforms,
+    wiring,
+)
 from manager_vm.ctl.client import Client, operator_key, sockets
 from manager_vm.ctl.doctor import Level
 from manager_vm.errors import ConfigError, VtpmManagerError
@@ -118,17 +130,25 @@ def _attach(args: Args) -> None:
     _show(args, _call(args, "attach", host=True, name=args.name, channel=args.channel, boot=args.boot))
 
 
+def _of_group(args: Args) -> dict[str, Any]:
+    return {} if args.group is None else {"group": args.group}
+
+
 def _ek_cert(args: Args) -> None:
     found = _call(args, "ek_cert", name=args.name)
-    der = found["ca"] if args.ca else found["certificates"][args.key]
-    body = base64.encodebytes(der).decode()
-    pem = "-----BEGIN CERTIFICATE-----\n" + "".join(_wrap(body.replace("\n", ""))) + "-----END CERTIFICATE-----\n"
+    wanted = [] if args.ca else [found["certificates"][args.key]]
+    pem = "".join(_pem(der) for der in (*wanted, *([found["ca"]] if args.ca or args.chain else [])))
     if args.out:
         _write(args.out, pem)
     if args.json:
         _show(args, {"pem": pem})
     elif not args.out:
         print(pem, end="")
+
+
+def _pem(der: bytes) -> str:
+    body = "".join(_wrap(base64.b64encode(der).decode()))
+    return f"-----BEGIN CERTIFICATE-----\n{body}-----END CERTIFICATE-----\n"
 
 
 def _write(path: Path, text: str) -> None:
@@ -165,7 +185,7 @@ def _offline(args: Args) -> int:
 _HANDLERS: dict[str, Callable[[Args], int | None]] = {
     "status": _simple("status"),
     "list": _simple("list"),
-    "create": _simple("create", "name"),
+    "create": lambda args: _show(args, _call(args, "create", name=args.name, **_of_group(args))),
     "show": _simple("show", "name"),
     "start": _simple("start", "name", "power_on"),
     "stop": _simple("stop", "name"),
@@ -180,11 +200,14 @@ _HANDLERS: dict[str, Callable[[Args], int | None]] = {
     "key": _offline,
     "provision": lambda args: operators.provision(args, _call),
     "operator": lambda args: operators.operator(args, _call),
-    "platform": lambda args: platforms.platform(args, _call),
+    "group": lambda args: operators.group(args, _call),
     "approve": lambda args: operators.approve(args, _call),
     "upgrade": lambda args: operators.upgrade(args, _call),
     "revoke": lambda args: operators.revoke(args, _call),
     "approvals": lambda args: operators.approvals(args, _call),
+    "platform": lambda args: platforms.platform(args, _call),
+    "certify": lambda args: credentials.certify(args, _call),
+    "credential": _offline,
     "audit": lambda args: audit.run(args, _call),
     "doctor": _doctor,
     "completion": _completion,
@@ -193,7 +216,7 @@ _HANDLERS: dict[str, Callable[[Args], int | None]] = {
 
 
 # verbs that take the name of a vTPM that exists
-_NAMED = ["show", "start", "stop", "attach", "detach", "boot", "destroy", "release", "info", "ek-cert"]
+_NAMED = ["show", "start", "stop", "attach", "detach", "boot", "destroy", "release", "info", "ek-cert", "certify"]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -235,6 +258,7 @@ def _seconds(text: str) -> float:
 def _add_arguments(verbs: dict[str, argparse.ArgumentParser]) -> None:
     for verb in ("create", *_NAMED):
         verbs[verb].add_argument("name", metavar="NAME", help="the vTPM")
+    verbs["create"].add_argument("--group", metavar="NAME", help="a tenant's group (default: the manager's own)")
     verbs["start"].add_argument("--power-on", action="store_true", help="_TPM_Init; refused while a guest is live")
     verbs["boot"].add_argument("number", type=int, metavar="N", help="the VM's boot number, growing by one per reset")
     attach = verbs["attach"]
@@ -258,9 +282,12 @@ def _add_arguments(verbs: dict[str, argparse.ArgumentParser]) -> None:
         )
     cert = verbs["ek-cert"]
     cert.add_argument("--key", default="rsa2048", choices=["rsa2048", "ecc-p256", "ecc-p384"])
-    cert.add_argument("--ca", action="store_true", help="the CA's certificate instead")
+    which = cert.add_mutually_exclusive_group()
+    which.add_argument("--ca", action="store_true", help="the certificate of its group's CA instead")
+    which.add_argument("--chain", action="store_true", help="both: first the EK's, then the CA's")
     cert.add_argument("--out", type=Path, metavar="FILE", help="write there")
     operators.add_arguments(verbs)
+    credentials.add_arguments(verbs["certify"])
     platforms.add_arguments(verbs["platform"])
     audit.add_arguments(verbs["audit"])
     verbs["completion"].add_argument("shell", choices=completion.SHELLS)

@@ -9,10 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from manager_vm.ctl import actions, platforms
+from manager_vm.ctl import actions, credentials, platforms
 from manager_vm.errors import ConfigError, EvidenceError
-from manager_vm.trust import approval, enrolment, envelope, operator, platform, policy
+from manager_vm.trust import approval, enrolment, envelope, group, group_register, operator, platform, policy
 from manager_vm.trust.authority import AuthorityDirectory, read_statement
+from manager_vm.trust.group import Hierarchy
 from manager_vm.trust.operator import Role
 from manager_vm.trust.pcrs import CAPPED_PCR, capped
 from manager_vm.trust.signing import SigningKey, VerifyKey
@@ -50,6 +51,10 @@ def _revoke(args: Args) -> Result:
 
 
 def _enroll(args: Args) -> Result:
+    if args.group is not None:
+        return _enroll_group(args)
+    if args.authority is not None or args.hierarchy is not None:
+        raise ConfigError("--authority and --hierarchy belong to --group")
     if args.operator is None:
         if args.key is not None or args.role is not None or args.description:
             raise ConfigError("--key, --role and --description belong to --operator")
@@ -61,6 +66,20 @@ def _enroll(args: Args) -> Result:
     path = authority.enroll_operator(args.operator, VerifyKey.load(args.key), role, args.description)
     made = operator.verify(read_statement(path), authority.public)
     return {"file": str(path), "operator": made.name, "role": made.role.value, "key_id": made.key.id}, 0
+
+
+def _enroll_group(args: Args) -> Result:
+    if args.authority is None:
+        raise ConfigError("--group needs the public key of the group's own --authority")
+    if args.key is not None or args.role is not None or args.description:
+        raise ConfigError("--key, --role and --description belong to --operator")
+    authority = AuthorityDirectory.open(args.directory)
+    path = group_register.enroll(
+        authority, args.group, VerifyKey.load(args.authority), Hierarchy(args.hierarchy or "sk")
+    )
+    made = group.verify(read_statement(path), authority.public)
+    told = {"file": str(path), "group": made.name, "hierarchy": made.hierarchy.value}
+    return {**told, "authority": made.authority.id, "serial": made.serial}, 0
 
 
 def _remove(args: Args) -> Result:
@@ -179,6 +198,11 @@ def _of_removal(data: bytes, authority: VerifyKey) -> dict[str, Any]:
     return {"removed": operator.verify_removal(data, authority)}
 
 
+def _of_group(data: bytes, authority: VerifyKey) -> dict[str, Any]:
+    found = group.verify(data, authority)
+    return {"group": found.name, "hierarchy": found.hierarchy.value, "operators_enrolled_by": found.authority.id}
+
+
 def _of_platform(data: bytes, authority: VerifyKey) -> dict[str, Any]:
     found = platform.verify(data, authority)
     return {"platform": found.name, "serial": found.serial, "ak": found.ak.name.hex(), "ek_certificate": found.ek.hex()}
@@ -194,6 +218,7 @@ _MEANINGS: dict[str, Callable[[bytes, VerifyKey], dict[str, Any]]] = {
     approval.REVOCATION: _of_revocation,
     operator.OPERATOR: _of_operator,
     operator.OPERATOR_REMOVAL: _of_removal,
+    group.GROUP: _of_group,
     platform.PLATFORM: _of_platform,
     enrolment.CHALLENGE: _of_challenge,
 }
@@ -206,4 +231,5 @@ ACTIONS: dict[tuple[str, str], Callable[[Args], Result]] = {
     ("authority", "remove"): _remove,
     ("authority", "show"): _show,
     ("key", "new"): _new_key,
+    ("credential", "show"): credentials.show,
 }

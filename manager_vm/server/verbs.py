@@ -19,6 +19,7 @@ from manager_vm.server.wiring import Wiring
 from manager_vm.store import atomic
 from manager_vm.store.manifest import Manifest
 from manager_vm.store.records import VtpmRecord
+from manager_vm.trust.group import DEFAULT
 from manager_vm.trust.signing import VerifyKey
 from manager_vm.vtpm import properties
 from manager_vm.vtpm.registry import Registry
@@ -85,24 +86,24 @@ class Verbs:
         return self._full(self._registry.record(_name(args)))
 
     def create(self, args: dict[str, Any]) -> dict[str, Any]:
-        """A new vTPM."""
-        return self._full(self._registry.create(_name(args)))
+        """A new vTPM, in a group."""
+        return self._full(self._registry.create(_name(args), _group(args) or DEFAULT))
 
     def start(self, args: dict[str, Any]) -> dict[str, Any]:
         """Resume a parked vTPM, or power it on. A manager that is its own host side names the new boot itself."""
         name, power_on = _name(args), _get(args, "power_on", bool, False)
-        record = self._registry.start(name, power_on=power_on)
+        record = self._registry.start(name, power_on=power_on, group=_group(args))
         if power_on and record.channel and self._config.own_host:
             record = self._registry.report_boot(name, record.boot)
         return self._full(record)
 
     def stop(self, args: dict[str, Any]) -> dict[str, Any]:
         """Park a vTPM."""
-        return self._full(self._registry.stop(_name(args)))
+        return self._full(self._registry.stop(_name(args), _group(args)))
 
     def destroy(self, args: dict[str, Any]) -> None:
         """Remove a vTPM for ever."""
-        self._registry.destroy(_name(args))
+        self._registry.destroy(_name(args), _group(args))
 
     def release(self, args: dict[str, Any]) -> dict[str, Any]:
         """Lead a vTPM out of quarantine; ``discard``: "run" or "state" is accepted as lost."""
@@ -110,11 +111,13 @@ class Verbs:
             loss = Loss(_get(args, "discard", str, ""))
         except ValueError:
             raise ConfigError("only 'run' or 'state' can be discarded") from None
-        return self._full(self._registry.release(_name(args), loss))
+        return self._full(self._registry.release(_name(args), loss, _group(args)))
 
     def ek_cert(self, args: dict[str, Any]) -> dict[str, Any]:
-        """The EK certificates by key kind, and the CA's (DER)."""
-        return {"certificates": self._registry.record(_name(args)).certificates, "ca": self._registry.ca_certificate}
+        """The EK certificates by key kind, and that of the CA of the vTPM's group (DER)."""
+        record = self._registry.record(_name(args))
+        ca = self._manifest.contents.group(record.group).ca_certificate
+        return {"certificates": record.certificates, "ca": ca}
 
     def info(self, args: dict[str, Any]) -> dict[str, Any]:
         """What the running vTPM says of itself (TPM2_GetCapability)."""
@@ -161,6 +164,7 @@ class Verbs:
         return {
             "name": record.name,
             "uuid": record.uuid,
+            "group": record.group,
             "state": str(vtpm.state),
             "channel": record.channel,
             "boot": record.boot,
@@ -188,6 +192,12 @@ def _name(args: dict[str, Any]) -> str:
     if not name:
         raise ConfigError("name a vTPM")
     return str(name)
+
+
+def _group(args: dict[str, Any]) -> str | None:
+    """The group that the request is about; for a signed one the desk has looked who may say so."""
+    group: str | None = _get(args, "group", str, None)
+    return group
 
 
 def _get(args: dict[str, Any], key: str, kind: type, default: Any) -> Any:

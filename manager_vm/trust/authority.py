@@ -4,8 +4,10 @@
     authority.pem          its X.509 certificate   platforms, challenges, enrolments: see ``register``
     approvals/N.json       N = the approval's bit  revocations/N.json       in the order in which they were made
     operators/NAME.json    who is enrolled         removals/KEY-ID.json     and beside it KEY-ID.enrolment.json
+    groups/NAME.json       tenants' groups
 
-The directory is the register: what stands there is used up. No file is ever written twice, but an operator's.
+The directory is the register: what stands there is used up. No file is ever written twice, but an operator's and a
+group's.
 """
 
 from __future__ import annotations
@@ -28,8 +30,8 @@ from manager_vm.trust.signing import SigningKey, VerifyKey
 
 _KEY, _PUBLIC, _CERTIFICATE = "authority.key", "authority.pub", "authority.pem"
 _APPROVALS, _REVOCATIONS, _OPERATORS, _REMOVALS = "approvals", "revocations", "operators", "removals"
-PLATFORMS, CHALLENGES, ENROLMENTS = "platforms", "challenges", "enrolments"
-_FOLDERS = (_APPROVALS, _REVOCATIONS, _OPERATORS, _REMOVALS, PLATFORMS, CHALLENGES, ENROLMENTS)
+GROUPS, PLATFORMS, CHALLENGES, ENROLMENTS = "groups", "platforms", "challenges", "enrolments"
+_FOLDERS = (_APPROVALS, _REVOCATIONS, _OPERATORS, _REMOVALS, GROUPS, PLATFORMS, CHALLENGES, ENROLMENTS)
 _Said = TypeVar("_Said")
 
 

@@ -34,9 +34,9 @@ ROW = {"name": "web", "state": "running", "channel": "unix:/x", "boot": 12, "gen
 def test_a_table_is_aligned_below_its_heading() -> None:
     short = {"name": "a-long-name", "state": "off", "live": False, "uuid": "not a column"}
     assert output.as_table([ROW, short]).splitlines() == [
-        "NAME         STATE    CHANNEL  BOOT  GENERATION  LIVE  REASON",
-        "web          running  unix:/x  12    1           yes   -",
-        "a-long-name  off      -        -     -           no    -",
+        "NAME         GROUP  STATE    CHANNEL  BOOT  GENERATION  LIVE  REASON",
+        "web          -      running  unix:/x  12    1           yes   -",
+        "a-long-name  -      off      -        -     -           no    -",
     ]
 
 
@@ -205,6 +205,8 @@ OTHERS = {
     "provision",
     "operator_add",
     "operator_remove",
+    "group_add",
+    "certify",
     "approve",
     "revoke",
     "audit",
@@ -216,6 +218,10 @@ REQUESTS: list[tuple[str, Path, str, dict[str, Any]]] = [
     ("list", ADMIN, "list", {}),
     ("names", ADMIN, "list", {}),
     ("create web", ADMIN, "create", {"name": "web"}),
+    ("create web --group acme", ADMIN, "create", {"name": "web", "group": "acme"}),
+    ("operator list --group acme", ADMIN, "operators", {"group": "acme"}),
+    ("group list", ADMIN, "groups", {}),
+    ("group remove acme", ADMIN, "group_remove", {"name": "acme"}),
     ("show web", ADMIN, "show", {"name": "web"}),
     ("start web", ADMIN, "start", {"name": "web", "power_on": False}),
     ("start web --power-on", ADMIN, "start", {"name": "web", "power_on": True}),
@@ -226,8 +232,8 @@ REQUESTS: list[tuple[str, Path, str, dict[str, Any]]] = [
     ("release web --discard-run --yes", ADMIN, "release", {"name": "web", "discard": "run"}),
     ("release web --discard-state --yes", ADMIN, "release", {"name": "web", "discard": "state"}),
     ("operator list", ADMIN, "operators", {}),
-    ("platform show", ADMIN, "platform_show", {}),
     ("approvals", ADMIN, "approvals", {}),
+    ("platform show", ADMIN, "platform_show", {}),
     ("attach web", HOST, "attach", {"name": "web", "channel": None, "boot": None}),
     ("attach web ivshmem --boot 3", HOST, "attach", {"name": "web", "channel": "ivshmem", "boot": 3}),
     ("detach web", HOST, "detach", {"name": "web"}),
@@ -254,6 +260,49 @@ def test_no_verb_of_a_link_is_out_of_an_operators_reach(manager: FakeManager) ->
     for _, link, verb, _ in REQUESTS:
         reached[link].add(verb)
     assert reached == {ADMIN: SERVED, HOST: set(verbs.HOST)}
+
+
+def test_a_group_goes_to_the_manager_with_its_first_operators(manager: FakeManager, tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("acme.json", "bob.json", "carol.json")]
+    for path in files:
+        path.write_bytes(path.name.encode())
+    manager.answer = []
+    assert main.main(["group", "add", *map(str, files)]) == 0
+    first, *others = [path.name.encode() for path in files]
+    assert manager.asked.pop() == (ADMIN, "group_add", {"statement": first, "operators": others})
+    for wrong in (["add"], ["remove"], ["remove", "a", "b"], ["list", "a"], ["add", str(tmp_path / "none")]):
+        assert main.main(["group", *wrong]) == ConfigError.exit_code
+    assert not manager.asked
+
+
+def test_a_credential_or_a_request_is_written_as_the_manager_gives_it(
+    manager: FakeManager, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    response, out = tmp_path / "ak.pem", tmp_path / "web.json"
+    response.write_bytes(b"PEM")
+    manager.answer = {"hierarchy": "sk", "credential": b"{}"}
+    assert main.main(["certify", "web", "--ak", "0x81010002"]) == 0
+    assert manager.asked.pop() == (ADMIN, "certify", {"name": "web", "ak": 0x81010002})
+    assert capsys.readouterr().out == "{}"
+    manager.answer = {"hierarchy": "independent", "request": b"[]"}
+    words = ["--json", "certify", "web", "--ak", "2164326402", "--response", str(response), "--out", str(out)]
+    assert main.main(words) == 0
+    assert manager.asked.pop() == (ADMIN, "certify", {"name": "web", "ak": 0x81010002, "response": b"PEM"})
+    assert (out.read_bytes(), json.loads(capsys.readouterr().out)["what"]) == (b"[]", "request")
+    assert main.main(["certify", "web", "--ak", "1", "--out", str(tmp_path / "no/where")]) == ConfigError.exit_code
+
+
+def test_a_chain_is_the_certificate_and_that_of_the_ca(
+    manager: FakeManager, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manager.answer = {"ca": b"ca" * 40, "certificates": {"rsa2048": b"ek" * 40}}
+    said = []
+    for option in ("--chain", "--ca"):
+        assert main.main(["ek-cert", "web", option]) == 0
+        said.append(capsys.readouterr().out)
+    assert main.main(["ek-cert", "web"]) == 0
+    assert said[0] == capsys.readouterr().out + said[1]
+    assert max(map(len, said[0].splitlines())) == 64
 
 
 def test_a_statement_goes_to_the_manager_as_it_is(manager: FakeManager, tmp_path: Path) -> None:
@@ -391,8 +440,8 @@ def test_what_must_be_signed_is_signed_with_the_named_key_else_with_that_beside_
 
 def test_a_verb_says_that_it_must_be_signed_where_it_must() -> None:
     for verb, text in help.VERBS.items():
-        own = {"operator": "operator_add", "upgrade": "approve", "platform": "platform_show"}
-        asked = own.get(verb, verb.replace("-", "_"))
+        other = {"operator": "operator_add", "group": "group_add", "upgrade": "approve", "platform": "platform_show"}
+        asked = other.get(verb, verb.replace("-", "_"))
         assert text.startswith("[signed] ") is rules.is_signed(asked)
 
 
