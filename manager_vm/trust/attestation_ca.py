@@ -17,8 +17,8 @@ from cryptography.x509.oid import NameOID, ObjectIdentifier
 from manager_vm.errors import EvidenceError
 from manager_vm.trust.signing import COORDINATE_SIZE, SigningKey, VerifyKey
 
-# "signs credentials of virtual TPMs": an OID made of a random UUID (ITU-T X.667), so it belongs to nobody else
-SIGNS_VTPM_CREDENTIALS = ObjectIdentifier("2.25.180444390874761653704387151832824701129")
+_ANY_POLICY = ObjectIdentifier("2.5.29.32.0")  # an OID of our own would need a registered arc
+POLICY = "signs credentials of virtual TPMs"  # explicitText of the certificate's policy
 _ISSUER = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "vTPM attestation authority")])
 _SUBJECT = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "vTPM credential signer")])
 _NEVER = datetime.datetime(9999, 12, 31, 23, 59, 59)  # RFC 5280, 4.1.2.5: no well-defined expiration date
@@ -44,7 +44,7 @@ def certify_sk(key: ec.EllipticCurvePublicKey, authority: SigningKey, now: datet
     for extension, critical in (
         (x509.BasicConstraints(ca=False, path_length=None), True),
         (_usage(of_ca=False), True),
-        (x509.ExtendedKeyUsage([SIGNS_VTPM_CREDENTIALS]), True),
+        (_policies(), False),
         (x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.public.key), False),
     ):
         builder = builder.add_extension(extension, critical=critical)
@@ -64,8 +64,8 @@ def verify_sk(der: bytes, authority: VerifyKey) -> ec.EllipticCurvePublicKey:
     what = "an SK's certificate"
     found = _load(der, what)
     _check_signed(found, der, authority, what)
-    usage, extended = _extension(found, x509.KeyUsage), _extension(found, x509.ExtendedKeyUsage)
-    if usage != _usage(of_ca=False) or list(extended or ()) != [SIGNS_VTPM_CREDENTIALS]:
+    usage, policies = _extension(found, x509.KeyUsage), _extension(found, x509.CertificatePolicies)
+    if usage != _usage(of_ca=False) or policies != _policies():
         raise EvidenceError(f"{what} is for another use")
     key = found.public_key()
     if found.subject != _SUBJECT or not isinstance(key, ec.EllipticCurvePublicKey):
@@ -124,6 +124,11 @@ def _extension(found: x509.Certificate, kind: type[_Extension]) -> _Extension | 
 
 def _der(certificate: x509.Certificate) -> bytes:
     return certificate.public_bytes(serialization.Encoding.DER)
+
+
+def _policies() -> x509.CertificatePolicies:
+    notice = x509.UserNotice(None, POLICY)
+    return x509.CertificatePolicies([x509.PolicyInformation(_ANY_POLICY, [notice])])
 
 
 def _usage(*, of_ca: bool) -> x509.KeyUsage:

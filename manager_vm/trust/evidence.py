@@ -79,10 +79,10 @@ def _ek_certificate(der: bytes, vendors: Sequence[x509.Certificate], now: dateti
         raise EvidenceError(f"the EK's certificate has {len(der)} bytes: it is none")
     try:
         certificate = x509.load_der_x509_certificate(der)
+        _check_issuer(certificate, vendors, now)  # before anything in it is looked at
         extensions = certificate.extensions
     except _UNREADABLE as error:
         raise EvidenceError(f"the EK's certificate cannot be read ({error})") from None
-    _check_issuer(certificate, vendors, now)
     _check_valid(certificate, now, "the EK's certificate")
     if _is_ca(extensions):
         raise EvidenceError("the EK's certificate is one of a CA: it is not that of an EK")
