@@ -21,7 +21,8 @@ from manager_vm.errors import EvidenceError
 from manager_vm.trust import attestation_ca, envelope, platform, tpm_structures
 from manager_vm.trust.group import Hierarchy
 from manager_vm.trust.signing import VerifyKey
-from manager_vm.trust.tpm_structures import Attributes, Public, Quote
+from manager_vm.trust.tpm_constants import Attributes
+from manager_vm.trust.tpm_structures import Public, Quote
 
 VAK = "vak"
 MAX_SIZE = 1 << 17  # bytes of a credential

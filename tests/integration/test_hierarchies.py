@@ -15,7 +15,7 @@ from manager_vm.keys.ek_ca import EkCa
 from manager_vm.keys.hierarchy import Kind
 from manager_vm.trust import tpm_structures, vak
 from manager_vm.trust.signing import SigningKey
-from manager_vm.trust.tpm_structures import Attributes
+from manager_vm.trust.tpm_constants import Attributes
 from tests import unlinkability
 from tests.platforms import OutsideCa, Platform, Vtpm, above
 
