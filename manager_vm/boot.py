@@ -80,7 +80,7 @@ class Ground:
 def open_manager(ground: Ground) -> Opened:
     """Open the state directory and take up all vTPMs."""
     config = ground.config
-    manifest, images, enrolment, hardware = _open_manifest(config, ground.tpm)
+    manifest, images, authorizations = _open_manifest(config, ground.tpm)
     contents = manifest.contents
     _check_uids(config, contents)
     known = len(ground.warnings)
@@ -94,6 +94,8 @@ def open_manager(ground: Ground) -> Opened:
         patience=_PATIENCE,
     )
     registry.recover()
+    enrolment = Enrolment(ground.tpm, authorizations, manifest)
+    hardware = PlatformHardware(ground.tpm, authorizations, manifest)
     return Opened(manifest, images, journal, registry, enrolment, hardware)
 
 
@@ -130,7 +132,7 @@ def _own_uids(config: Config) -> bool:
     return os.geteuid() == 0 and config.uid_base > 0
 
 
-def _open_manifest(config: Config, tpm: Connection) -> tuple[Manifest, Images, Enrolment, Hardware]:
+def _open_manifest(config: Config, tpm: Connection) -> tuple[Manifest, Images, Authorizations]:
     """Unseal (or take what the daemon before this one has unsealed), then find the one true manifest."""
     state = config.state_dir
     slot = Keyslot(state / "keyslot", tpm)
@@ -144,9 +146,7 @@ def _open_manifest(config: Config, tpm: Connection) -> tuple[Manifest, Images, E
     manifest = Manifest.load(state, root, NvAnchor(tpm, authorizations.anchor))
     if (manifest.contents.owner, manifest.contents.authority) != (srk, authority.der):
         raise IntegrityError("the manifest and the keyslot do not belong together; restore the state disk whole")
-    images = Images(state / "approvals", tpm, authorizations, authority)
-    enrolment = Enrolment(tpm, authorizations, manifest)
-    return manifest, images, enrolment, PlatformHardware(tpm, authorizations, manifest)
+    return manifest, Images(state / "approvals", tpm, authorizations, authority), authorizations
 
 
 def _open_audit(directory: Path, anchored: AuditHead, warnings: list[str]) -> AuditLog:
