@@ -57,6 +57,11 @@ class EkCa:
         """The CA's certificate, DER."""
         return self._certificate.public_bytes(serialization.Encoding.DER)
 
+    @property
+    def pem(self) -> bytes:
+        """The same as PEM."""
+        return self._certificate.public_bytes(serialization.Encoding.PEM)
+
     def private_bytes(self) -> bytes:
         """The CA's private key, PKCS #8 DER, not encrypted: the caller seals it."""
         return self._key.private_bytes(

@@ -9,9 +9,9 @@ import hashlib
 from dataclasses import dataclass
 
 from manager_vm.errors import SwtpmError
-from manager_vm.keys import templates
 from manager_vm.keys.ek_ca import EkCa
-from manager_vm.keys.templates import EK_TEMPLATES, EkTemplate
+from manager_vm.trust import templates
+from manager_vm.trust.templates import EK_TEMPLATES, EkTemplate
 from manager_vm.wire import tpm
 from manager_vm.wire.tpm import RC, Tpm
 

@@ -1,4 +1,4 @@
-"""keys/templates: the EK templates byte by byte (TCG EK Credential Profile 2.5) and the keys read back from a TPM."""
+"""trust/templates: the EK templates byte by byte (TCG EK Credential Profile 2.5) and the keys read back from a TPM."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manager_vm.errors import IntegrityError
-from manager_vm.keys.templates import EK_TEMPLATES, public_key
+from manager_vm.trust.templates import EK_TEMPLATES, public_key
 
 # by hand: type nameAlg attributes | policy | symmetric | parameters | unique
 VECTORS = {

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from manager_vm.crypto import Key
-from manager_vm.keys import templates
 from manager_vm.keys.hwtpm.auths import Authorizations, endorsement, owner
 from manager_vm.keys.hwtpm.connection import Connection, flushed
 from manager_vm.keys.hwtpm.sealing import SealedKey
+from manager_vm.trust import templates
 from manager_vm.trust.signing import COORDINATE_SIZE
 
 if TYPE_CHECKING:

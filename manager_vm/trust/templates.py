@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from manager_vm.errors import IntegrityError
+from manager_vm.trust.tpm_structures import Public
 
 TPM_ALG_RSA = 0x0001
 TPM_ALG_AES = 0x0006
@@ -19,6 +20,7 @@ TPM_ALG_CFB = 0x0043
 TPM_ECC_NIST_P256 = 0x0003
 TPM_ECC_NIST_P384 = 0x0004
 _RSA_DEFAULT_EXPONENT = 65537
+_HEAD_SIZE = 10  # bytes: type, nameAlg, objectAttributes, size of the policy
 
 _LOW_ATTRIBUTES = 0x000300B2  # fixedTPM fixedParent sensitiveDataOrigin adminWithPolicy restricted decrypt
 _HIGH_ATTRIBUTES = 0x000300F2  # the same and userWithAuth
@@ -94,3 +96,9 @@ def public_key(public: bytes) -> rsa.RSAPublicKey | ec.EllipticCurvePublicKey:
         return numbers.public_key()
     except (struct.error, KeyError, ValueError) as error:
         raise IntegrityError(f"the TPM returned a public area that is no EK of a known template ({error})") from None
+
+
+def matching(public: Public) -> EkTemplate | None:
+    """The template that this public area was made from: the same but for the key itself; None if there is none."""
+    head = public.area[: _HEAD_SIZE + len(public.policy) + len(public.parameters)]
+    return next((each for each in EK_TEMPLATES if each.public.startswith(head)), None)
