@@ -19,7 +19,9 @@ from manager_vm.keys import approvals
 from manager_vm.keys.anchor import NvAnchor
 from manager_vm.keys.approvals import Images
 from manager_vm.keys.ek_ca import EkCa
+from manager_vm.keys.enrolment import Enrolment
 from manager_vm.keys.hwtpm import auths
+from manager_vm.keys.hwtpm.auths import Authorizations
 from manager_vm.keys.hwtpm.connection import Connection
 from manager_vm.keys.keyslot import Keyslot
 from manager_vm.platform import Platform
@@ -48,6 +50,7 @@ class Opened:
     images: Images
     journal: Journal
     registry: Registry
+    enrolment: Enrolment
 
 
 class Ground:
@@ -65,6 +68,7 @@ class Ground:
             os.close(self._lock_fd)
             raise
         self.tpm = self._platform.tpm
+        self.vendor_ca = self._platform.vendor_ca
 
     def close(self) -> None:
         """Let go of the TPM and the directory."""
@@ -75,7 +79,7 @@ class Ground:
 def open_manager(ground: Ground) -> Opened:
     """Open the state directory and take up all vTPMs."""
     config = ground.config
-    manifest, images = _open_manifest(config, ground.tpm)
+    manifest, images, authorizations = _open_manifest(config, ground.tpm)
     contents = manifest.contents
     _check_uids(config, contents)
     known = len(ground.warnings)
@@ -90,7 +94,7 @@ def open_manager(ground: Ground) -> Opened:
         patience=_PATIENCE,
     )
     registry.recover()
-    return Opened(manifest, images, journal, registry)
+    return Opened(manifest, images, journal, registry, Enrolment(ground.tpm, authorizations, manifest))
 
 
 def _check_programs(config: Config) -> list[str]:
@@ -126,7 +130,7 @@ def _own_uids(config: Config) -> bool:
     return os.geteuid() == 0 and config.uid_base > 0
 
 
-def _open_manifest(config: Config, tpm: Connection) -> tuple[Manifest, Images]:
+def _open_manifest(config: Config, tpm: Connection) -> tuple[Manifest, Images, Authorizations]:
     """Unseal (or take what the daemon before this one has unsealed), then find the one true manifest."""
     state = config.state_dir
     slot = Keyslot(state / "keyslot", tpm)
@@ -140,7 +144,7 @@ def _open_manifest(config: Config, tpm: Connection) -> tuple[Manifest, Images]:
     manifest = Manifest.load(state, root, NvAnchor(tpm, authorizations.anchor))
     if (manifest.contents.owner, manifest.contents.authority) != (srk, authority.der):
         raise IntegrityError("the manifest and the keyslot do not belong together; restore the state disk whole")
-    return manifest, Images(state / "approvals", tpm, authorizations, authority)
+    return manifest, Images(state / "approvals", tpm, authorizations, authority), authorizations
 
 
 def _open_audit(directory: Path, anchored: AuditHead, warnings: list[str]) -> AuditLog:

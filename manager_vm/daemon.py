@@ -13,6 +13,7 @@ from typing import Protocol
 from manager_vm import boot, provision, systemd
 from manager_vm.config import Config
 from manager_vm.errors import LocalProtocolError, VtpmManagerError
+from manager_vm.keys import identity
 from manager_vm.protocol.lifecycle import State
 from manager_vm.server.desk import Desk
 from manager_vm.server.links import Perform, open_link
@@ -38,6 +39,7 @@ def run(config: Config, *, announce: bool = False) -> None:
             return
         opened = boot.open_manager(ground)
         registry = opened.registry
+        _enrol(ground, opened)
         tasks.callback(_log_errors, opened.journal.close)
         tasks.callback(_log_errors, registry.shut_down)
         watch = Watch(registry)
@@ -50,9 +52,8 @@ def run(config: Config, *, announce: bool = False) -> None:
         verbs = Verbs(opened.manifest, registry, wiring, config, ground.warnings)
         host_link = open_link(config.host_link, _guarded(lambda request: verbs.perform(HOST, request)))
         tasks.callback(host_link.close)
-        admin_link = open_link(
-            config.admin, _guarded(Desk(opened.manifest, opened.images, opened.journal, verbs).perform)
-        )
+        desk = Desk(opened.manifest, opened.images, opened.journal, verbs, opened.enrolment)
+        admin_link = open_link(config.admin, _guarded(desk.perform))
         tasks.callback(admin_link.close)
         _ready(announce)
         tasks.callback(wiring.hasten, _GRACE)  # the first thing at every end
@@ -82,6 +83,17 @@ def _provisioned(ground: boot.Ground, stop: int, *, announce: bool) -> bool:
     finally:
         link.close()
     return True
+
+
+def _enrol(ground: boot.Ground, opened: boot.Opened) -> None:
+    """By the authority of this machine, if it is ours; a stand-in that cannot be enrolled is good for all the rest."""
+    directory, vendor = ground.config.authority_dir, ground.vendor_ca
+    if directory is None or vendor is None or identity.is_enrolled(opened.manifest.contents):
+        return
+    try:
+        provision.enrol_by_local_authority(opened.enrolment, directory, opened.manifest.contents, vendor)
+    except VtpmManagerError as error:
+        log.warning("this platform is not enrolled: %s", error)
 
 
 class _Task(Protocol):

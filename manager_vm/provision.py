@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from manager_vm.errors import RollbackError, StateError, TrustError, UnsealError
+from manager_vm.errors import ConfigError, RollbackError, StateError, TrustError, UnsealError
 from manager_vm.keys import approvals
 from manager_vm.keys.anchor import NvAnchor
 from manager_vm.keys.ek_ca import EkCa
+from manager_vm.keys.enrolment import Enrolment
 from manager_vm.keys.hwtpm import auths, nv, ownership, sealing
 from manager_vm.keys.hwtpm.connection import Connection
 from manager_vm.keys.keyslot import Keyslot, RootKey
@@ -26,6 +27,8 @@ from manager_vm.trust import approval, local
 from manager_vm.trust.signing import VerifyKey
 
 log = logging.getLogger(__name__)
+
+_LOCAL_POOL = 8  # signing keys of a manager that enrols itself when it starts
 
 
 def is_done(state: Path, tpm: Connection) -> bool:
@@ -66,6 +69,17 @@ def by_local_authority(tpm: Connection, directory: Path) -> Order:
     """What ``dev`` is provisioned with: the authority of this machine, made if there is none, approves what runs."""
     found = local.open_or_make(directory)
     return Order(found.public.der, [found.enrolment], [found.approve("dev", sealing.read_pcrs(tpm))])
+
+
+def enrol_by_local_authority(enrolment: Enrolment, directory: Path, contents: Contents, vendor: Path) -> None:
+    """What ``dev`` is enrolled with: evidence, challenge and answer like everybody's, a small pool of signing keys.
+
+    ConfigError if another authority than that of this machine has provisioned the manager.
+    """
+    found = local.open_or_make(directory)
+    if found.public.der != contents.authority:
+        raise ConfigError(f"its authority is not the one in {directory}")
+    found.enrol(enrolment, vendor, keys=_LOCAL_POOL)
 
 
 def _root_key(slot: Keyslot, authority: VerifyKey, found: Sequence[approval.Approval]) -> RootKey:

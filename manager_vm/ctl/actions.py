@@ -20,10 +20,14 @@ DIR must be new, or empty and open to nobody else. It gets mode 0700 and holds
   authority.key    the private key (PEM, mode 0600, no passphrase: keep DIR on an encrypted
                    or removable disk)
   authority.pub    the public key, for managers and verifiers
+  authority.pem    its certificate, under which signing keys of vTPMs are certified
   approvals/       N.json: approval number N
   revocations/     N.json, in the order in which they were made
   operators/       NAME.json: who is enrolled
   removals/        who was removed
+  platforms/       NAME.json: who is enrolled
+  challenges/      ID.json: to platforms that have not answered yet
+  enrolments/      N.json: which signing keys were certified, and whose they are
 
 Delete nothing in it: it is the record of what is used up. An existing authority is never
 overwritten (exit code 3).
@@ -67,9 +71,9 @@ examples:
 """,
         ),
         "enroll": (
-            "sign who may operate managers: a name, a key, a role",
+            "sign who may operate managers, or that a platform is one of ours",
             """\
-Roles:
+Operators (--operator). Roles:
   admin       everything
   operator    create, start, stop, destroy; reading
   auditor     reading; the audit log
@@ -80,7 +84,21 @@ with another name, and a key that was removed are refused (exit code 3).
 
 Writes DIR/operators/NAME.json; 'provision' or 'operator add' hands it to a manager.
 
-example: vtpmctl authority enroll authority --operator alice --key alice.key.pub --role operator
+Platforms, in two steps; the manager's are those of the verb 'platform'. --platform NAME looks at the
+evidence: the EK's certificate must be signed by a CA of --vendor-ca, and AK and EK made
+as they must be. It writes a challenge, which only that TPM can answer, to --out. --answer
+FILE checks the answer and writes the enrolment to --out: the statement about the platform
+and a certificate (X.509, under authority.pem) for each of its signing keys. One TPM has
+one name, for ever; enrolling it again, or more of its keys, replaces the statement.
+Exit code 6 for evidence or an answer that proves nothing.
+
+Writes DIR/platforms/NAME.json, DIR/challenges/ID.json until the answer is there, and
+DIR/enrolments/N.json, which alone says which certificate is whose.
+
+examples:
+  vtpmctl authority enroll authority --operator alice --key alice.key.pub --role operator
+  vtpmctl authority enroll DIR --platform rack7 --evidence evidence.json --vendor-ca vendor.pem --out challenge.json
+  vtpmctl authority enroll authority --answer answer.json --out enrolment.json
 """,
         ),
         "remove": (

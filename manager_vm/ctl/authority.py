@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from manager_vm.ctl import actions, statements
+from manager_vm.ctl import actions, platforms, statements
 
 Args = argparse.Namespace
 
@@ -55,8 +55,9 @@ def _add_images(approve: argparse.ArgumentParser, revoke: argparse.ArgumentParse
 def _add_operators(enroll: argparse.ArgumentParser, remove: argparse.ArgumentParser) -> None:
     whom = enroll.add_mutually_exclusive_group(required=True)
     whom.add_argument("--operator", metavar="NAME", help="an operator: 1 to 63 letters, digits, '.', '_' or '-'")
-    enroll.add_argument("--key", type=Path, required=True, metavar="FILE", help="the public key, FILE.pub of 'key new'")
-    enroll.add_argument("--role", required=True, choices=list(actions.ROLES), help="what the operator may ask for")
+    enroll.add_argument("--key", type=Path, metavar="FILE", help="the operator's public key, FILE.pub of 'key new'")
+    enroll.add_argument("--role", choices=list(actions.ROLES), help="what the operator may ask for")
     enroll.add_argument("--description", default="", metavar="TEXT", help="for people, up to 200 characters")
+    platforms.add_enrolment(enroll, whom)
     remove.add_argument("--operator", required=True, metavar="NAME", help="who is enrolled here")
     remove.add_argument("--reason", required=True, metavar="TEXT", help="for people, up to 200 characters")

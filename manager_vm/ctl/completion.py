@@ -36,6 +36,7 @@ _BASH = """_vtpmctl() {{
     "") mapfile -t COMPREPLY < <(compgen -W "{verbs}" -- "$cur");;
     completion) mapfile -t COMPREPLY < <(compgen -W "{shells}" -- "$cur");;
     operator) mapfile -t COMPREPLY < <(compgen -W "add remove list" -- "$cur"; compgen -f -- "$cur");;
+    platform) mapfile -t COMPREPLY < <(compgen -W "evidence activate install show" -- "$cur"; compgen -f -- "$cur");;
     audit) mapfile -t COMPREPLY < <(compgen -W "verify --last --follow --head" -- "$cur"; compgen -f -- "$cur");;
     provision) mapfile -t COMPREPLY < <(compgen -f -- "$cur");;
     {named})
@@ -57,6 +58,7 @@ complete -c vtpmctl -n "__fish_seen_subcommand_from {named}; and not __fish_seen
   -a "(vtpmctl --timeout 2 names 2>/dev/null)"
 complete -c vtpmctl -n "__fish_seen_subcommand_from completion" -a "{shells}"
 complete -c vtpmctl -n "__fish_seen_subcommand_from operator" -a "add remove list" -F
+complete -c vtpmctl -n "__fish_seen_subcommand_from platform" -a "evidence activate install show" -F
 complete -c vtpmctl -n "__fish_seen_subcommand_from audit" -a "verify" -F
 complete -c vtpmctl -n "__fish_seen_subcommand_from provision" -F
 """

@@ -49,13 +49,14 @@ VERBS = {
     "release": "[signed] lead a vTPM out of quarantine: checked again, or at a loss that you accept",
     "info": "what the running vTPM says of itself: manufacturer, lockout counter, PCR banks",
     "ek-cert": "an EK certificate, or the CA's, as PEM",
-    "authority": "[offline] sign what managers must know: which images may unseal, who operates them",
+    "authority": "[offline] sign what managers must know: which images may unseal, who operates, which platforms",
     "key": "[offline] make a signature key",
     "provision": "tell a new manager its authority and first operators: once, by whoever comes first",
     "approve": "[signed] let an image unseal the root key from its next boot on: an approval of the authority",
     "revoke": "[signed] forbid images to unseal, for ever: a revocation of the authority, which the TPM enforces",
     "approvals": "which images may unseal the root key there, and which not any more",
     "operator": "[signed] add or remove an operator by a statement of the authority, or list them",
+    "platform": "[signed] enrol the manager's hardware TPM with the authority: evidence, activate, install; show",
     "audit": "[signed] the manager's audit log: shown, followed, verified; `audit verify FILE` needs no manager",
     "doctor": "what this machine has and lacks",
     "completion": "print shell completion: source <(vtpmctl completion bash)",
@@ -209,6 +210,29 @@ never comes back. The last admin can only be replaced. 'list' is for every opera
 examples:
   vtpmctl --key alice.key operator add bob.json
   vtpmctl operator list
+""",
+    "platform": """\
+The authority enrols a platform once: it proves by its hardware TPM which one it is, and
+gets certificates for signing keys, one for each vTPM to come. Two files go to the
+authority, two come back; anybody may carry them.
+
+  platform evidence --out FILE   the EK's certificate, the public AK; makes signing keys
+  platform activate CHALLENGE --out FILE     opens the authority's challenge in the TPM, and
+                                 has the AK certify the new signing keys
+  platform install ENROLMENT     keeps the authority's statement and certificates
+  platform show                  name, AK, signing keys: free, assigned, not certified
+
+All but 'show' are for admins. Each step can be repeated; keys that were never certified
+are offered again. A vTPM gets a signing key when it is created; 'destroy' removes it,
+and no other vTPM ever gets it. When none is free, 'evidence --more N' makes N more, and
+the same steps follow. `dev` and the simulated host are enrolled when they start.
+
+example:
+  vtpmctl platform evidence --out evidence.json
+  vtpmctl authority enroll DIR --platform rack7 --evidence evidence.json --vendor-ca vendor.pem --out challenge.json
+  vtpmctl platform activate challenge.json --out answer.json
+  vtpmctl authority enroll DIR --answer answer.json --out enrolment.json
+  vtpmctl platform install enrolment.json
 """,
     "audit": """\
 For admins and auditors. One line an entry: number, time (the host's clock), event. A

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from manager_vm.ctl import actions, audit, authority, completion, doctor, help, operators, output, wiring
+from manager_vm.ctl import actions, audit, authority, completion, doctor, help, operators, output, platforms, wiring
 from manager_vm.ctl.client import Client, operator_key, sockets
 from manager_vm.ctl.doctor import Level
 from manager_vm.errors import ConfigError, VtpmManagerError
@@ -183,6 +183,7 @@ _HANDLERS: dict[str, Callable[[Args], int | None]] = {
     "approve": lambda args: operators.approve(args, _call),
     "revoke": lambda args: operators.revoke(args, _call),
     "approvals": lambda args: operators.approvals(args, _call),
+    "platform": lambda args: platforms.platform(args, _call),
     "audit": lambda args: audit.run(args, _call),
     "doctor": _doctor,
     "completion": _completion,
@@ -259,6 +260,7 @@ def _add_arguments(verbs: dict[str, argparse.ArgumentParser]) -> None:
     cert.add_argument("--ca", action="store_true", help="the CA's certificate instead")
     cert.add_argument("--out", type=Path, metavar="FILE", help="write there")
     operators.add_arguments(verbs)
+    platforms.add_arguments(verbs["platform"])
     audit.add_arguments(verbs["audit"])
     verbs["completion"].add_argument("shell", choices=completion.SHELLS)
 

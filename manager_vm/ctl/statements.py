@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from manager_vm.ctl import actions
+from manager_vm.ctl import actions, platforms
 from manager_vm.errors import ConfigError, EvidenceError
-from manager_vm.trust import approval, envelope, operator, policy
+from manager_vm.trust import approval, enrolment, envelope, operator, platform, policy
 from manager_vm.trust.authority import AuthorityDirectory, read_statement
 from manager_vm.trust.operator import Role
 from manager_vm.trust.pcrs import CAPPED_PCR, capped
@@ -50,6 +50,12 @@ def _revoke(args: Args) -> Result:
 
 
 def _enroll(args: Args) -> Result:
+    if args.operator is None:
+        if args.key is not None or args.role is not None or args.description:
+            raise ConfigError("--key, --role and --description belong to --operator")
+        return platforms.enroll(args)
+    if args.key is None or args.role is None:
+        raise ConfigError("--operator needs the operator's public --key and a --role")
     authority = AuthorityDirectory.open(args.directory)
     role = Role(args.role)
     path = authority.enroll_operator(args.operator, VerifyKey.load(args.key), role, args.description)
@@ -173,11 +179,23 @@ def _of_removal(data: bytes, authority: VerifyKey) -> dict[str, Any]:
     return {"removed": operator.verify_removal(data, authority)}
 
 
+def _of_platform(data: bytes, authority: VerifyKey) -> dict[str, Any]:
+    found = platform.verify(data, authority)
+    return {"platform": found.name, "serial": found.serial, "ak": found.ak.name.hex(), "ek_certificate": found.ek.hex()}
+
+
+def _of_challenge(data: bytes, authority: VerifyKey) -> dict[str, Any]:
+    found = enrolment.verify_challenge(data, authority)
+    return {"challenge": found.id, "ak": found.ak.hex()}
+
+
 _MEANINGS: dict[str, Callable[[bytes, VerifyKey], dict[str, Any]]] = {
     approval.APPROVAL: _of_approval,
     approval.REVOCATION: _of_revocation,
     operator.OPERATOR: _of_operator,
     operator.OPERATOR_REMOVAL: _of_removal,
+    platform.PLATFORM: _of_platform,
+    enrolment.CHALLENGE: _of_challenge,
 }
 
 ACTIONS: dict[tuple[str, str], Callable[[Args], Result]] = {

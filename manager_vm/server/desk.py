@@ -14,6 +14,7 @@ from typing import Any
 
 from manager_vm.errors import ConfigError, RemoteProtocolError, TrustError
 from manager_vm.keys.approvals import Images
+from manager_vm.keys.enrolment import Enrolment
 from manager_vm.server import provision
 from manager_vm.server.journal import Journal
 from manager_vm.server.verbs import ADMIN, Verbs
@@ -30,11 +31,14 @@ _MAX_LINES = 400_000  # bytes of the audit log in one reply
 class Desk:
     """Thread-safe."""
 
-    def __init__(self, manifest: Manifest, images: Images, journal: Journal, verbs: Verbs) -> None:
+    def __init__(
+        self, manifest: Manifest, images: Images, journal: Journal, verbs: Verbs, enrolment: Enrolment
+    ) -> None:
         self._manifest = manifest
         self._images = images
         self._journal = journal
         self._verbs = verbs
+        self._enrolment = enrolment
         self._nonces = Nonces()
         self._lock = threading.Lock()  # of the nonces
 
@@ -113,6 +117,26 @@ class Desk:
         """Which images may unseal here, and which not any more."""
         return self._images.listed()
 
+    def platform_show(self, args: dict[str, Any]) -> dict[str, Any]:
+        """Who this platform is, and how many signing keys it has."""
+        return self._enrolment.show()
+
+    def platform_evidence(self, args: dict[str, Any]) -> bytes:
+        """For the authority: whose TPM and which AK; makes ``more`` signing keys (default: what the pool lacks)."""
+        more = args.get("more")
+        if more is not None and (not isinstance(more, int) or isinstance(more, bool)):
+            raise ConfigError("name how many signing keys to make by a number")
+        return self._enrolment.evidence(more)
+
+    def platform_activate(self, args: dict[str, Any]) -> bytes:
+        """The answer to a challenge of the authority."""
+        return self._enrolment.activate(_statement(args))
+
+    def platform_install(self, args: dict[str, Any]) -> dict[str, Any]:
+        """Keep what the authority has issued for this platform."""
+        self._enrolment.install(_statement(args))
+        return self._enrolment.show()
+
     def audit(self, args: dict[str, Any]) -> dict[str, Any]:
         """Lines of the audit log behind number ``after`` (negative: from the end); how far it goes and is anchored."""
         after, audit = args.get("after", 0), self._journal.audit
@@ -139,4 +163,8 @@ OWN: dict[str, Callable[[Desk, dict[str, Any]], Any]] = {
     "revoke": Desk.revoke,
     "approvals": Desk.approvals,
     "audit": Desk.audit,
+    "platform_show": Desk.platform_show,
+    "platform_evidence": Desk.platform_evidence,
+    "platform_activate": Desk.platform_activate,
+    "platform_install": Desk.platform_install,
 }

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from manager_vm import crypto
 from manager_vm.protocol.lifecycle import State
-from manager_vm.store.records import Contents, VtpmRecord
+from manager_vm.store.records import Contents, Identity, VtpmRecord
 
 Event = tuple[str, dict[str, Any]]
 _STATES = {State.FAILED: "failed", State.QUARANTINED: "quarantined"}
@@ -27,6 +28,15 @@ def _trust(old: Contents, new: Contents) -> Iterator[Event]:
     gone = sorted(old.operators.keys() - new.operators.keys())
     if changed or gone:
         yield "operators changed", {"keys": changed, "superseded": gone}
+    if new.identity is not None and new.identity != old.identity:
+        yield from _identity(old.identity or Identity(b""), new.identity)
+
+
+def _identity(old: Identity, new: Identity) -> Iterator[Event]:
+    """Not which SK is whose: the log may be read by those who must not know."""
+    if new.statement != old.statement:
+        certified = sum(bool(key.certificate) for key in new.keys)
+        yield "platform enrolled", {"statement": crypto.digest(new.statement).hex(), "keys": certified}
 
 
 def _vtpms(old: Contents, new: Contents) -> Iterator[Event]:

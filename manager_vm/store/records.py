@@ -61,12 +61,37 @@ class AuditHead:
 
 
 @dataclass(frozen=True, slots=True)
+class SigningKey:
+    """An SK: TPM2B_PUBLIC, TPM2B_PRIVATE, its certificate (DER, b"" before the enrolment), and whose it is.
+
+    ``vtpm``: uuid of the vTPM whose credentials it signs, "" while it has none.
+    """
+
+    public: bytes
+    private: bytes = field(repr=False)
+    certificate: bytes = b""
+    vtpm: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What makes this manager an attested platform. ``ak``: TPMT_PUBLIC of the AK. ``statement``: the authority's
+    that enrols it, b"" before. ``authority``: the authority's certificate (DER), which is above those of ``keys``.
+    """
+
+    ak: bytes
+    statement: bytes = b""
+    authority: bytes = b""
+    keys: tuple[SigningKey, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Contents:
     """Everything a manifest says. A new value is made for each commit; nothing in it is changed in place.
 
     ``authority``: SubjectPublicKeyInfo (DER) of who enrols operators, b"" before provisioning. ``operators``: the
     authority's newest statement about each operator's key, by key id (``trust/roster``). ``owner``: the Name of the
-    SRK of the hardware TPM that holds the anchor.
+    SRK of the hardware TPM that holds the anchor. ``identity``: None until evidence was asked for.
     """
 
     serial: int
@@ -78,6 +103,7 @@ class Contents:
     operators: dict[str, bytes] = field(default_factory=dict)
     audit: AuditHead = AuditHead()
     owner: bytes = b""
+    identity: Identity | None = None
 
     @property
     def manager(self) -> str:
@@ -110,16 +136,21 @@ def pack_open(contents: Contents) -> bytes:
         "operators": contents.operators,
         "audit": [contents.audit.count, contents.audit.digest],
         "owner": contents.owner,
+        "identity": [found.ak, found.statement, found.authority] if (found := contents.identity) else None,
     }
     return bytes(msgpack.packb({"serial": contents.serial, "ca": contents.ca_certificate, "vtpms": records, **trust}))
 
 
 def pack_secret(contents: Contents) -> bytes:
-    """The key table, to be sealed: {"ca": key, "vtpms": {uuid: [blob key, run key or None]}}."""
+    """The key table, to be sealed: {"ca": key, "vtpms": {uuid: [blob key, run key or None]}, "sks": [...]}.
+
+    SKs stand here, for they say which vTPMs are on one host.
+    """
     table = {
         uuid: [keys.blob.reveal(), keys.run.reveal() if keys.run else None] for uuid, keys in contents.keys.items()
     }
-    return bytes(msgpack.packb({"ca": contents.ca_key, "vtpms": table}))
+    sks = [[key.public, key.private, key.certificate, key.vtpm] for key in _signing_keys(contents)]
+    return bytes(msgpack.packb({"ca": contents.ca_key, "vtpms": table, "sks": sks}))
 
 
 def unpack(open_part: bytes, secret_part: bytes) -> Contents:
@@ -131,7 +162,7 @@ def unpack(open_part: bytes, secret_part: bytes) -> Contents:
         keys = {uuid: VtpmKeys(Key(blob), Key(run) if run else None) for uuid, (blob, run) in secret["vtpms"].items()}
         vtpms = {record.uuid: record for record in records}
         contents = Contents(opened["serial"], opened["ca"], secret["ca"], vtpms, keys)
-        return replace(contents, **_unpack_trust(opened))
+        return replace(contents, **_unpack_trust(opened), identity=_unpack_identity(opened, secret))
     except (ValueError, KeyError, TypeError, AttributeError, msgpack.UnpackException) as error:
         raise IntegrityError(
             f"the manifest is authentic but of another format ({error}); run the version that wrote it"
@@ -146,3 +177,14 @@ def _unpack_trust(opened: dict[str, Any]) -> dict[str, Any]:
         "audit": AuditHead(*opened["audit"]),
         "owner": opened["owner"],
     }
+
+
+def _signing_keys(contents: Contents) -> tuple[SigningKey, ...]:
+    return contents.identity.keys if contents.identity else ()
+
+
+def _unpack_identity(opened: dict[str, Any], secret: dict[str, Any]) -> Identity | None:
+    if opened["identity"] is None:
+        return None
+    ak, statement, authority = opened["identity"]
+    return Identity(ak, statement, authority, tuple(SigningKey(*each) for each in secret["sks"]))

@@ -1,6 +1,7 @@
 """The authority's directory: its key, and one file for each statement that it has signed. Used offline.
 
     authority.key   PKCS #8, PEM, mode 0600        authority.pub            for every manager, verifier, operator
+    authority.pem          its X.509 certificate   platforms, challenges, enrolments: see ``register``
     approvals/N.json       N = the approval's bit  revocations/N.json       in the order in which they were made
     operators/NAME.json    who is enrolled         removals/KEY-ID.json     and beside it KEY-ID.enrolment.json
 
@@ -9,6 +10,7 @@ The directory is the register: what stands there is used up. No file is ever wri
 
 from __future__ import annotations
 
+import datetime
 import fcntl
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -16,14 +18,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+
 from manager_vm.errors import ConfigError, EvidenceError
-from manager_vm.trust import approval, envelope, operator, policy
+from manager_vm.trust import approval, attestation_ca, envelope, operator, policy
 from manager_vm.trust.operator import Operator, Role
 from manager_vm.trust.signing import SigningKey, VerifyKey
 
-_KEY, _PUBLIC = "authority.key", "authority.pub"
+_KEY, _PUBLIC, _CERTIFICATE = "authority.key", "authority.pub", "authority.pem"
 _APPROVALS, _REVOCATIONS, _OPERATORS, _REMOVALS = "approvals", "revocations", "operators", "removals"
-_FOLDERS = (_APPROVALS, _REVOCATIONS, _OPERATORS, _REMOVALS)
+PLATFORMS, CHALLENGES, ENROLMENTS = "platforms", "challenges", "enrolments"
+_FOLDERS = (_APPROVALS, _REVOCATIONS, _OPERATORS, _REMOVALS, PLATFORMS, CHALLENGES, ENROLMENTS)
 _Said = TypeVar("_Said")
 
 
@@ -32,12 +38,12 @@ class AuthorityDirectory:
 
     def __init__(self, path: Path, key: SigningKey) -> None:
         self.path = path
-        self._key = key
+        self.key = key
 
     @classmethod
     def init(cls, path: Path) -> AuthorityDirectory:
         """A new authority in a new or empty directory; ConfigError if there is anything in it."""
-        with _config_errors(f"make {path}"):
+        with config_errors(f"make {path}"):
             path.mkdir(mode=0o700, exist_ok=True)
             _demand_private(path)
             if (path / _KEY).exists():
@@ -51,7 +57,7 @@ class AuthorityDirectory:
     @classmethod
     def open(cls, path: Path) -> AuthorityDirectory:
         """The authority in ``path``; ConfigError unless directory and key belong to the caller alone."""
-        with _config_errors(f"open the authority {path}"):
+        with config_errors(f"open the authority {path}"):
             _demand_private(path)
             if not (path / _KEY).exists():
                 raise ConfigError(f"{path} has no authority; make one with 'vtpmctl authority init {path}'")
@@ -63,18 +69,30 @@ class AuthorityDirectory:
     @property
     def public(self) -> VerifyKey:
         """What others verify the statements with."""
-        return self._key.public
+        return self.key.public
+
+    @property
+    def certificate(self) -> bytes:
+        """The authority's certificate (DER), under which third parties verify SKs' certificates."""
+        with config_errors(f"read {self.path / _CERTIFICATE}"):
+            pem = (self.path / _CERTIFICATE).read_bytes()
+        try:
+            der = x509.load_pem_x509_certificate(pem).public_bytes(serialization.Encoding.DER)
+        except ValueError:
+            der = b""
+        attestation_ca.verify_authority(der, self.public)
+        return der
 
     def approve(self, image: str, pcrs: Mapping[int, bytes], number: int | None = None) -> Path:
         """Sign that ``image`` may unseal while its PCRs are ``pcrs``; the file. ``number``: default the next one."""
-        with self._locked():
+        with self.locked():
             used = self.used()
             if number is None:
                 number = _next(used)
             elif number in used:
                 raise ConfigError(f"approval number {number} is used already, and each is used once; leave it out")
             path = self.path / _APPROVALS / f"{number}.json"
-            _create(path, approval.approve(number, image, pcrs, self._key))
+            create(path, approval.approve(number, image, pcrs, self.key))
         return path
 
     def revoke(self, numbers: Collection[int] = (), reason: str = "", *, below: int = 0) -> Path:
@@ -82,29 +100,27 @@ class AuthorityDirectory:
         if not 0 <= below <= policy.MAX_APPROVALS or any(not 0 <= each < policy.MAX_APPROVALS for each in numbers):
             raise ConfigError(f"approvals have the numbers 0 to {policy.MAX_APPROVALS - 1}; use those")
         wanted = {*numbers, *range(below)}
-        statement = approval.revoke(sum(1 << number for number in wanted), reason, self._key)
-        with self._locked():
+        statement = approval.revoke(sum(1 << number for number in wanted), reason, self.key)
+        with self.locked():
             sequence = max(_numbered(self.path / _REVOCATIONS), default=-1) + 1
             path = self.path / _REVOCATIONS / f"{sequence}.json"
-            _create(path, statement)
+            create(path, statement)
         return path
 
     def enroll_operator(self, name: str, key: VerifyKey, role: Role, description: str = "") -> Path:
         """Sign whose key may ask for what; the file. The same key again: the newer role counts."""
-        with self._locked():
+        with self.locked():
             self._demand_fresh(name, key)
             statement = operator.enroll(
-                name, key, role, self._key, serial=self._last_serial() + 1, description=description
+                name, key, role, self.key, serial=self._last_serial() + 1, description=description
             )
             path = self.path / _OPERATORS / f"{name}.json"
-            with _config_errors(f"write {path}"):
-                os.rename(_pending(path, statement), path)
-                _sync(path.parent)
+            replace(path, statement)
         return path
 
     def remove_operator(self, name: str, reason: str = "") -> Path:
         """Sign that the key of operator ``name`` is void for ever; the file. The name is free for another key."""
-        with self._locked():
+        with self.locked():
             enrolled = self.operators()
             if name not in enrolled:
                 raise ConfigError(
@@ -113,8 +129,8 @@ class AuthorityDirectory:
             key = enrolled[name].key
             path = self.path / _REMOVALS / f"{key.id}.json"
             if not path.exists():  # else a crash came before the next step
-                _create(path, operator.remove(key, reason, self._key))
-            with _config_errors(f"write {path.parent}"):
+                create(path, operator.remove(key, reason, self.key))
+            with config_errors(f"write {path.parent}"):
                 os.rename(self.path / _OPERATORS / f"{name}.json", path.with_name(f"{key.id}.enrolment.json"))
                 _sync(path.parent)
                 _sync(self.path / _OPERATORS)
@@ -131,7 +147,7 @@ class AuthorityDirectory:
         folder = self.path / _REVOCATIONS
         bits = 0
         for number in _numbered(folder):
-            bits |= self._said(folder / f"{number}.json", approval.verify_revocation)
+            bits |= self.said(folder / f"{number}.json", approval.verify_revocation)
         return set(approval.numbers(bits))
 
     def used(self) -> set[int]:
@@ -140,9 +156,9 @@ class AuthorityDirectory:
 
     def operators(self) -> dict[str, Operator]:
         """All who are enrolled."""
-        with _config_errors(f"read {self.path / _OPERATORS}"):
+        with config_errors(f"read {self.path / _OPERATORS}"):
             paths = sorted(path for path in (self.path / _OPERATORS).iterdir() if path.suffix == ".json")
-        return {path.stem: self._said(path, operator.verify) for path in paths}
+        return {path.stem: self.said(path, operator.verify) for path in paths}
 
     def _demand_fresh(self, name: str, key: VerifyKey) -> None:
         """ConfigError unless ``name`` is nobody's or this key's, and the key nobody else's."""
@@ -156,12 +172,12 @@ class AuthorityDirectory:
                 raise ConfigError(f"operator {other.name} {what}; first 'vtpmctl authority remove' that operator")
 
     def _last_serial(self) -> int:
-        with _config_errors(f"read {self.path / _REMOVALS}"):
+        with config_errors(f"read {self.path / _REMOVALS}"):
             former = sorted((self.path / _REMOVALS).glob("*.enrolment.json"))
-        known = [*self.operators().values(), *(self._said(path, operator.verify) for path in former)]
+        known = [*self.operators().values(), *(self.said(path, operator.verify) for path in former)]
         return max((each.serial for each in known), default=0)
 
-    def _said(self, path: Path, verify: Callable[[bytes, VerifyKey], _Said]) -> _Said:
+    def said(self, path: Path, verify: Callable[[bytes, VerifyKey], _Said]) -> _Said:
         """What a file says that we must have signed."""
         try:
             return verify(read_statement(path), self.public)
@@ -175,13 +191,16 @@ class AuthorityDirectory:
         if not (self.path / _PUBLIC).exists():
             self.public.store(self.path / _PUBLIC)
             _sync(self.path)
+        if not (self.path / _CERTIFICATE).exists():
+            made = attestation_ca.certify_authority(self.key, datetime.datetime.now(datetime.UTC))
+            replace(self.path / _CERTIFICATE, made.public_bytes(serialization.Encoding.PEM))
         if VerifyKey.load(self.path / _PUBLIC).id != self.public.id:
             raise ConfigError(f"{_PUBLIC} in {self.path} does not belong to {_KEY}; restore both from one copy")
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
         """One process at a time."""
-        with _config_errors(f"lock {self.path}"):
+        with config_errors(f"lock {self.path}"):
             fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
@@ -192,7 +211,7 @@ class AuthorityDirectory:
 
 def read_statement(path: Path) -> bytes:
     """A file's bytes, as many as a statement may have and one; ConfigError if it cannot be read."""
-    with _config_errors(f"read {path}"), open(path, "rb") as file:
+    with config_errors(f"read {path}"), open(path, "rb") as file:
         return file.read(envelope.MAX_SIZE + 1)
 
 
@@ -212,7 +231,7 @@ def _listed(numbers: Iterable[int]) -> str:
 
 
 def _numbered(folder: Path) -> set[int]:
-    with _config_errors(f"read {folder}"):
+    with config_errors(f"read {folder}"):
         stems = [path.stem for path in folder.iterdir() if path.suffix == ".json"]
     return {int(stem) for stem in stems if stem.isascii() and stem.isdigit() and len(stem) < 10}
 
@@ -225,14 +244,21 @@ def _demand_private(path: Path) -> None:
         raise ConfigError(f"{path} is open to other users; chmod go= {path}, and look who could have changed it")
 
 
-def _create(path: Path, data: bytes) -> None:
+def create(path: Path, data: bytes) -> None:
     """A new file, durable on return; ConfigError if there is one already."""
-    with _config_errors(f"write {path}"):
+    with config_errors(f"write {path}"):
         pending = _pending(path, data)
         try:
             os.link(pending, path)
         finally:
             os.unlink(pending)
+        _sync(path.parent)
+
+
+def replace(path: Path, data: bytes) -> None:
+    """A file of which the newest version counts; durable on return."""
+    with config_errors(f"write {path}"):
+        os.rename(_pending(path, data), path)
         _sync(path.parent)
 
 
@@ -255,7 +281,8 @@ def _sync(directory: Path) -> None:
 
 
 @contextmanager
-def _config_errors(what: str) -> Iterator[None]:
+def config_errors(what: str) -> Iterator[None]:
+    """Turn an OSError of the block into a ConfigError that names ``what``."""
     try:
         yield
     except OSError as error:

@@ -38,18 +38,18 @@ def verify(kind: str, data: bytes, keys: Iterable[VerifyKey]) -> tuple[dict[str,
     for key in keys:
         if key.id in claimed:
             key.verify(_decode(claimed[key.id], kind), _pae(kind, payload), f"this {kind}")
-            return _object(payload, kind), key
+            return json_object(payload, kind), key
     raise EvidenceError(f"this {kind} is not signed by anybody who is trusted with it here")
 
 
 def peek(kind: str, data: bytes) -> dict[str, Any]:
     """The body of a statement that nobody has verified: to be shown, never to be acted on."""
-    return _object(_open(kind, data)[0], kind)
+    return json_object(_open(kind, data)[0], kind)
 
 
 def kind_of(data: bytes) -> str:
     """What a statement claims to be; EvidenceError if it claims nothing that is ours."""
-    found = _TYPE.fullmatch(str(_object(data, "statement").get("payloadType")))
+    found = _TYPE.fullmatch(str(json_object(data, "statement").get("payloadType")))
     if not found:
         raise EvidenceError("this is no statement: it has no payloadType of ours")
     return found[1]
@@ -61,7 +61,7 @@ def signers(data: bytes) -> list[str]:
 
 
 def _open(kind: str, data: bytes) -> tuple[bytes, list[dict[str, Any]]]:
-    envelope = _object(data, kind)
+    envelope = json_object(data, kind)
     found, signatures = envelope.get("payloadType"), envelope.get("signatures")
     if found != _type(kind):
         raise EvidenceError(f"this is no {kind} (its payloadType is {str(found)[:80]!r})")
@@ -70,7 +70,8 @@ def _open(kind: str, data: bytes) -> tuple[bytes, list[dict[str, Any]]]:
     return _decode(envelope.get("payload"), kind), signatures
 
 
-def _object(data: bytes, kind: str) -> dict[str, Any]:
+def json_object(data: bytes, kind: str) -> dict[str, Any]:
+    """A JSON object that is neither large nor deep; EvidenceError naming ``kind`` for anything else."""
     if len(data) > MAX_SIZE:
         raise EvidenceError(f"this {kind} is larger than {MAX_SIZE} bytes: it is none")
     try:

@@ -6,23 +6,39 @@ that directory is both; a real authority's key lies elsewhere.
 
 from __future__ import annotations
 
+import datetime
 import os
 import secrets
 import shutil
 import stat
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 from manager_vm.errors import ConfigError
-from manager_vm.trust import approval
+from manager_vm.trust import approval, evidence
 from manager_vm.trust.authority import AuthorityDirectory
 from manager_vm.trust.operator import Role
+from manager_vm.trust.register import Register
 from manager_vm.trust.signing import SigningKey, VerifyKey
 
 DIRECTORY = "authority"
 OPERATOR_KEY = "operator.key"
 _NAME = "local"
 _MAX_FILE = 1 << 16
+
+
+class Candidate(Protocol):
+    """A manager whose platform is to be enrolled."""
+
+    def evidence(self, more: int) -> bytes:
+        """What it is, and ``more`` signing keys to be certified."""
+
+    def activate(self, data: bytes) -> bytes:
+        """The answer to a challenge."""
+
+    def install(self, data: bytes) -> None:
+        """Keep what the authority has issued."""
 
 
 class LocalAuthority:
@@ -53,6 +69,18 @@ class LocalAuthority:
             if dict(approval.verify(data, self.public).pcrs) == dict(pcrs):
                 return data
         return _read(AuthorityDirectory.open(self.directory).approve(image, pcrs))
+
+    def enrol(self, candidate: Candidate, vendor: Path, keys: int) -> None:
+        """Enrol a platform of this machine, whose TPM the CA in the file ``vendor`` has certified; nothing is skipped.
+
+        It is called after its TPM: directories of this machine are made anew under the same name.
+        """
+        register = Register(AuthorityDirectory.open(self.directory))
+        said, vendors = candidate.evidence(keys), evidence.load_vendors(vendor)
+        digest = evidence.verify(said, vendors, datetime.datetime.now(datetime.UTC)).ek_digest
+        _, challenge = register.challenge(f"local-{digest.hex()[:12]}", said, vendors)
+        _, _, issued = register.enrol(candidate.activate(challenge))
+        candidate.install(issued)
 
 
 def open_or_make(directory: Path) -> LocalAuthority:

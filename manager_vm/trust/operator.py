@@ -65,7 +65,7 @@ def verify(data: bytes, authority: VerifyKey) -> Operator:
     except (KeyError, TypeError, ValueError) as error:
         raise EvidenceError(f"this enrolment lacks a part ({error}): it was made by another version") from None
     name, serial, description = body.get("name"), body.get("serial"), body.get("description", "")
-    if not is_name(name) or not _is_serial(serial) or not isinstance(description, str):
+    if not is_name(name) or not is_serial(serial) or not isinstance(description, str):
         raise EvidenceError("this enrolment does not say whom it enrols: it was made by another version")
     return Operator(name, role, VerifyKey.from_der(der), serial, description)
 
@@ -92,5 +92,6 @@ def is_name(name: object) -> TypeGuard[str]:
     return isinstance(name, str) and _NAME.fullmatch(name) is not None
 
 
-def _is_serial(serial: object) -> TypeGuard[int]:
+def is_serial(serial: object) -> TypeGuard[int]:
+    """Whether an enrolment can have this serial."""
     return isinstance(serial, int) and not isinstance(serial, bool) and 0 < serial <= MAX_SERIAL

@@ -40,6 +40,10 @@ RULES: dict[str, Rule] = {
     "approve": _ADMINS,
     "revoke": _ADMINS,
     "approvals": _ANYBODY,
+    "platform_show": Rule(frozenset(Role), changes=False),
+    "platform_evidence": _ADMINS,
+    "platform_activate": _ADMINS,
+    "platform_install": _ADMINS,
     "audit": Rule(frozenset({Role.ADMIN, Role.AUDITOR}), changes=False),
 }
 

@@ -9,6 +9,7 @@ import hashlib
 import os
 from pathlib import Path
 
+from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, utils
@@ -53,6 +54,11 @@ class VerifyKey:
         if not isinstance(key, ec.EllipticCurvePublicKey):
             raise ConfigError(f"{path} holds a public key that is not of the kind ECDSA P-256")
         return cls(key)
+
+    @property
+    def key(self) -> ec.EllipticCurvePublicKey:
+        """For certificates."""
+        return self._key
 
     @property
     def pem(self) -> bytes:
@@ -114,6 +120,10 @@ class SigningKey:
         """r || s over SHA-256 of ``message``, 64 bytes."""
         r, s = utils.decode_dss_signature(self._key.sign(message, _HASH))
         return r.to_bytes(COORDINATE_SIZE) + s.to_bytes(COORDINATE_SIZE)
+
+    def sign_certificate(self, builder: x509.CertificateBuilder) -> x509.Certificate:
+        """An X.509 certificate, ECDSA with SHA-256."""
+        return builder.sign(self._key, hashes.SHA256())
 
 
 def _read(path: Path) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from manager_vm.errors import BusyError, UnknownVtpmError
+from manager_vm.keys import identity
 from manager_vm.protocol.lifecycle import State
 from manager_vm.store.records import MAX_REASON, Contents, VtpmKeys, VtpmRecord
 from manager_vm.vtpm.steps import Result
@@ -21,7 +22,10 @@ def put(contents: Contents, record: VtpmRecord, keys: VtpmKeys | None = None) ->
 def put_all(contents: Contents, results: list[Result]) -> Contents:
     """What several steps made."""
     for result in results:
+        new = result.record.uuid not in contents.vtpms
         contents = put(contents, result.record, result.keys)
+        if new and identity.free(contents):  # else the first use finds out, and says which verb makes more
+            contents = identity.assign(contents, result.record.uuid)
     return contents
 
 
@@ -34,13 +38,13 @@ def wire(contents: Contents, uuid: str, channel: str) -> Contents:
 
 
 def destroy(contents: Contents, uuid: str) -> Contents:
-    """Without this vTPM and its keys; BusyError while it is wired."""
+    """Without this vTPM, its keys and its SK; BusyError while it is wired."""
     record = contents.vtpms.get(uuid)
     if record is None:
         raise UnknownVtpmError("the vTPM was destroyed meanwhile")
     if record.channel:
         raise BusyError(f"vTPM {record.name!r} is attached to {record.channel}; 'detach {record.name}' first")
-    return contents.without_vtpm(uuid)
+    return identity.release(contents.without_vtpm(uuid), uuid)
 
 
 def quarantined(record: VtpmRecord, reason: str) -> VtpmRecord:

@@ -43,7 +43,7 @@ def mode(path: Path) -> int:
 
 
 def test_an_authority_is_a_private_directory_with_a_key_and_its_public_key(authority: AuthorityDirectory) -> None:
-    assert files(authority.path) == {"authority.key", "authority.pub"}
+    assert files(authority.path) == {"authority.key", "authority.pub", "authority.pem"}
     assert (mode(authority.path), mode(authority.path / "authority.key")) == (0o700, 0o600)
     assert VerifyKey.load(authority.path / "authority.pub").id == authority.public.id
     assert SigningKey.load(authority.path / "authority.key").public.id == authority.public.id

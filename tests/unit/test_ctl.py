@@ -209,6 +209,7 @@ OTHERS = {
     "revoke",
     "audit",
 }  # see the tests about them
+STEPS = {"platform_evidence", "platform_activate", "platform_install"}
 SERVED = {*verbs.ADMIN, *desk.OWN, *reception.SERVED}
 REQUESTS: list[tuple[str, Path, str, dict[str, Any]]] = [
     ("status", ADMIN, "status", {}),
@@ -226,6 +227,7 @@ REQUESTS: list[tuple[str, Path, str, dict[str, Any]]] = [
     ("release web --discard-state --yes", ADMIN, "release", {"name": "web", "discard": "state"}),
     ("operator list", ADMIN, "operators", {}),
     ("approvals", ADMIN, "approvals", {}),
+    ("platform show", ADMIN, "platform_show", {}),
     ("attach web", HOST, "attach", {"name": "web", "channel": None, "boot": None}),
     ("attach web ivshmem --boot 3", HOST, "attach", {"name": "web", "channel": "ivshmem", "boot": 3}),
     ("detach web", HOST, "detach", {"name": "web"}),
@@ -248,7 +250,7 @@ def test_no_verb_of_a_link_is_out_of_an_operators_reach(manager: FakeManager) ->
     main.main(["ek-cert", "web"])
     (link, verb, args) = manager.asked[0]
     assert (link, args) == (ADMIN, {"name": "web"})
-    reached = {ADMIN: {verb, *OTHERS}, HOST: {"status", "list"}}
+    reached = {ADMIN: {verb, *OTHERS, *STEPS}, HOST: {"status", "list"}}
     for _, link, verb, _ in REQUESTS:
         reached[link].add(verb)
     assert reached == {ADMIN: SERVED, HOST: set(verbs.HOST)}
@@ -274,6 +276,55 @@ def test_a_statement_goes_to_the_manager_as_it_is(manager: FakeManager, tmp_path
     order = {"authority": authority.public.der, "operators": [b"{}"], "approvals": [b"{}"]}
     assert manager.asked == [(ADMIN, "provision", order)]
     assert main.main(["operator", "add", str(tmp_path / "none")]) == ConfigError.exit_code
+
+
+def test_each_step_of_an_enrolment_takes_its_file_and_keeps_what_the_manager_says(
+    manager: FakeManager, tmp_path: Path
+) -> None:
+    given, kept = tmp_path / "given.json", tmp_path / "kept.json"
+    given.write_bytes(b"{}")
+    manager.answer = b"said"
+    assert main.main(["platform", "evidence", "--out", str(kept), "--more", "3"]) == 0
+    assert main.main(["platform", "activate", str(given), "--out", str(kept)]) == 0
+    assert kept.read_bytes() == b"said"
+    manager.answer = {"enrolled": True}
+    assert main.main(["platform", "install", str(given)]) == 0
+    assert manager.asked == [
+        (ADMIN, "platform_evidence", {"more": 3}),
+        (ADMIN, "platform_activate", {"statement": b"{}"}),
+        (ADMIN, "platform_install", {"statement": b"{}"}),
+    ]
+
+
+@pytest.mark.parametrize(
+    "line", ["evidence", "evidence x --out y", "activate x", "activate --out y", "install", "install x --out y",
+             "show x", "show --out y", "install x --more 3"],
+)  # fmt: skip
+def test_a_step_of_an_enrolment_without_its_files_is_refused_before_anything_is_asked(
+    manager: FakeManager, line: str
+) -> None:
+    assert main.main(["platform", *line.split()]) == ConfigError.exit_code
+    assert manager.asked == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "--operator a --key k",
+        "--operator a --role admin",
+        "--platform p --evidence e --vendor-ca v",
+        "--platform p --evidence e --out o",
+        "--platform p --vendor-ca v --out o",
+        "--platform p --evidence e --vendor-ca v --out o --role admin",
+        "--answer a --out o --vendor-ca v",
+        "--answer a",
+    ],
+)
+def test_an_enrolment_by_half_a_command_line_is_refused(line: str, tmp_path: Path) -> None:
+    local.open_or_make(tmp_path / "authority")
+    before = sorted(tmp_path.rglob("*"))
+    assert main.main(["authority", "enroll", str(tmp_path / "authority"), *line.split()]) == ConfigError.exit_code
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_operators_are_a_table_or_json(manager: FakeManager, capsys: pytest.CaptureFixture[str]) -> None:
@@ -338,7 +389,7 @@ def test_what_must_be_signed_is_signed_with_the_named_key_else_with_that_beside_
 
 def test_a_verb_says_that_it_must_be_signed_where_it_must() -> None:
     for verb, text in help.VERBS.items():
-        asked = {"operator": "operator_add"}.get(verb, verb.replace("-", "_"))
+        asked = {"operator": "operator_add", "platform": "platform_show"}.get(verb, verb.replace("-", "_"))
         assert text.startswith("[signed] ") is rules.is_signed(asked)
 
 

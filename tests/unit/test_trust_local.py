@@ -13,7 +13,7 @@ from manager_vm.errors import ConfigError
 from manager_vm.trust import approval, local, operator, policy
 from manager_vm.trust.operator import Role
 
-FILES = {"authority.key", "authority.pub", "operator.key", "operators/local.json"}
+FILES = {"authority.key", "authority.pub", "authority.pem", "operator.key", "operators/local.json"}
 
 
 def test_an_authority_is_made_once_with_an_enrolled_admin(tmp_path: Path) -> None:
