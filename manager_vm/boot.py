@@ -20,6 +20,7 @@ from manager_vm.keys.anchor import NvAnchor
 from manager_vm.keys.approvals import Images
 from manager_vm.keys.ek_ca import EkCa
 from manager_vm.keys.enrolment import Enrolment
+from manager_vm.keys.evidence import HardwareVoucher
 from manager_vm.keys.hwtpm import auths
 from manager_vm.keys.hwtpm.auths import Authorizations
 from manager_vm.keys.hwtpm.connection import Connection
@@ -51,6 +52,7 @@ class Opened:
     journal: Journal
     registry: Registry
     enrolment: Enrolment
+    voucher: HardwareVoucher
 
 
 class Ground:
@@ -69,6 +71,7 @@ class Ground:
             raise
         self.tpm = self._platform.tpm
         self.vendor_ca = self._platform.vendor_ca
+        self.event_log = self._platform.event_log
 
     def close(self) -> None:
         """Let go of the TPM and the directory."""
@@ -94,7 +97,9 @@ def open_manager(ground: Ground) -> Opened:
         patience=_PATIENCE,
     )
     registry.recover()
-    return Opened(manifest, images, journal, registry, Enrolment(ground.tpm, authorizations, manifest))
+    enrolment = Enrolment(ground.tpm, authorizations, manifest)
+    voucher = HardwareVoucher(ground.tpm, authorizations, images, manifest, ground.event_log)
+    return Opened(manifest, images, journal, registry, enrolment, voucher)
 
 
 def _check_programs(config: Config) -> list[str]:
