@@ -11,7 +11,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from manager_vm.ctl import actions, audit, authority, completion, doctor, help, operators, output, platforms, wiring
+from manager_vm.ctl import (
+    actions,
+    audit,
+    authority,
+    completion,
+    doctor,
+    evidence,
+    help,
+    operators,
+    output,
+    platforms,
+    wiring,
+)
 from manager_vm.ctl.client import Client, operator_key, sockets
 from manager_vm.ctl.doctor import Level
 from manager_vm.errors import ConfigError, VtpmManagerError
@@ -184,6 +196,8 @@ _HANDLERS: dict[str, Callable[[Args], int | None]] = {
     "revoke": lambda args: operators.revoke(args, _call),
     "approvals": lambda args: operators.approvals(args, _call),
     "platform": lambda args: platforms.platform(args, _call),
+    "quote": lambda args: evidence.quote(args, _call),
+    "verify": evidence.verify,
     "audit": lambda args: audit.run(args, _call),
     "doctor": _doctor,
     "completion": _completion,
@@ -192,7 +206,7 @@ _HANDLERS: dict[str, Callable[[Args], int | None]] = {
 
 
 # verbs that take the name of a vTPM that exists
-_NAMED = ["show", "start", "stop", "attach", "detach", "boot", "destroy", "release", "info", "ek-cert"]
+_NAMED = ["show", "start", "stop", "attach", "detach", "boot", "destroy", "release", "info", "ek-cert", "quote"]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -262,6 +276,7 @@ def _add_arguments(verbs: dict[str, argparse.ArgumentParser]) -> None:
     operators.add_arguments(verbs)
     platforms.add_arguments(verbs["platform"])
     audit.add_arguments(verbs["audit"])
+    evidence.add_arguments(verbs)
     verbs["completion"].add_argument("shell", choices=completion.SHELLS)
 
 

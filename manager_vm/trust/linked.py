@@ -30,6 +30,7 @@ _AK = (
     | Attributes.RESTRICTED
     | Attributes.SIGN_ENCRYPT
 )
+_X509 = (x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
 _ZERO_PCRS = (12, 13)  # arguments, credentials and extensions from outside the image
 
 
@@ -111,7 +112,7 @@ def _ek_certificate(found: Bundle, ek: Public, demand: Demand) -> str:
         ca.verify_directly_issued_by(ca)
         key = certificate.public_key()
         ends = ca.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm, x509.ExtensionNotFound) as error:
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm, *_X509) as error:
         raise EvidenceError(f"the EK's certificate is not good under the CA beside it ({error})") from None
     if key != ek.key or not ends:
         raise EvidenceError("the EK's certificate is for another key, or its issuer is no CA")
