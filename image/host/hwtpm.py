@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 __all__ = ["Arriving", "HardwareTpm", "Kind", "provide", "usable"]
 
+PROGRAM = "image.host.standin"
 _START = 30.0  # seconds for Python and swtpm on a busy machine
 _ANSWER = 10.0  # seconds; a reset takes milliseconds, a TPM's longest command a few seconds
 
@@ -52,7 +53,7 @@ class HardwareTpm:
         self.socket = directory / SOCKET
         self._arriving = arriving
         self._link, link = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        argv = [sys.executable, "-m", "image.host.standin", str(directory)]
+        argv = [sys.executable, "-m", PROGRAM, str(directory)]
         argv += ["--arriving", arriving, "--owner", str(link.fileno())]
         with link:
             self._process = Process("the hardware TPM's stand-in", argv, output, (link.fileno(),))

@@ -65,6 +65,8 @@ class Qmp:
             return
         with suppress(HostError):
             self._run(self._disconnect(), 5.0)
+        # what is left of a broken connection complains when it is freed, in whatever is running then
+        self._loop.set_exception_handler(lambda loop, context: None)
         self._events.put(None)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -89,6 +91,7 @@ class Qmp:
     async def _disconnect(self) -> None:
         if self._pump is not None:
             self._pump.cancel()
+            await asyncio.wait([self._pump])
         await self._client.disconnect()
 
     def _run(self, what: Coroutine[Any, Any, T], timeout: float, command: str = "connect") -> T:

@@ -41,7 +41,7 @@ class Vm:
         try:
             self.qmp = Qmp(spec.name, spec.monitor)
             if restore is not None:
-                self._await("query-status", lambda status: status["status"] != "inmigrate", _SAVE)
+                self._await_restored()
         except VtpmManagerError:
             self._process.wait(0.2)
             try:
@@ -133,6 +133,13 @@ class Vm:
         self._process.close()
         for path in (self.spec.monitor, self.spec.agent, *(path for _, path in self.spec.ports)):
             path.unlink(missing_ok=True)
+
+    def _await_restored(self) -> None:
+        try:
+            self._await("query-status", lambda status: status["status"] != "inmigrate", _SAVE)
+        except VtpmManagerError:
+            self.qmp.close()
+            raise
 
     def _empty_slot(self) -> str:
         free = [slot for slot in (f"slot{n}" for n in range(self.spec.slots)) if slot not in self._slots.values()]

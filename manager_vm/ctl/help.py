@@ -55,6 +55,7 @@ VERBS = {
     "key": "[offline] make a signature key",
     "provision": "tell a new manager its authority and first operators: once, by whoever comes first",
     "approve": "[signed] let an image unseal the root key from its next boot on: an approval of the authority",
+    "upgrade": "[signed] 'approve', and what to do next for an upgrade in place",
     "revoke": "[signed] forbid images to unseal, for ever: a revocation of the authority, which the TPM enforces",
     "approvals": "which images may unseal the root key there, and which not any more",
     "operator": "[signed] add or remove an operator by a statement of the authority, or list them",
@@ -210,12 +211,18 @@ directory named authority.
 example: vtpmctl -m /run/vtpm provision authority.pub alice.json --approval 0.json
 """,
     "approve": """\
-Upgrade in place: have the authority approve the new image, 'approve' it here, power the
-manager VM down (every vTPM is parked) and start it from the new image: all vTPMs resume,
-with PCRs and sessions, and nothing is sealed anew. Then 'revoke' the old one. An approval
-that is revoked here already is refused: that would be a downgrade.
+Nothing is sealed anew: the root key was sealed under what the authority approves. An
+approval that is revoked here already is refused: that would be a downgrade.
 
 example: vtpmctl -m /run/vtpm approve approvals/3.json
+""",
+    "upgrade": """\
+Upgrade in place: have the authority approve the new image, hand the approval over with
+this verb, power the manager VM down (every vTPM is parked) and start it from the new
+image: all vTPMs resume, with PCRs and sessions. Then 'revoke' the old one. Guests' commands
+wait meanwhile, and fail after about 6 s (programs on tpm2-tss: 30 s).
+
+example: vtpmctl -m /run/vtpm upgrade approvals/3.json
 """,
     "revoke": """\
 Sets bits in an NV index of the hardware TPM that nothing clears: an image whose approval

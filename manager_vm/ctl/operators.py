@@ -14,6 +14,8 @@ from manager_vm.trust.signing import VerifyKey
 Args = argparse.Namespace
 Call = Callable[..., Any]
 _MAX_FILE = 1 << 18
+_NEXT = """next, on the host: power the manager VM down (every vTPM is parked), start it from the new image;
+then forbid the old one: vtpmctl authority revoke, vtpmctl revoke"""
 _COLUMNS = ("name", "role", "serial", "key")
 
 
@@ -42,6 +44,13 @@ def approve(args: Args, call: Call) -> None:
     _show_approvals(args, call(args, "approve", statement=_read(args.file)))
 
 
+def upgrade(args: Args, call: Call) -> None:
+    """The same, and what the host side has to do then."""
+    approve(args, call)
+    if not args.json:
+        print(_NEXT)
+
+
 def revoke(args: Args, call: Call) -> None:
     """A revocation, set in the TPM; then all that are known."""
     _show_approvals(args, call(args, "revoke", statement=_read(args.file), force=args.force))
@@ -66,7 +75,7 @@ def add_arguments(verbs: dict[str, argparse.ArgumentParser]) -> None:
         metavar="FILE.json",
         help="of the image that runs there",
     )
-    for verb in ("approve", "revoke"):
+    for verb in ("approve", "upgrade", "revoke"):
         verbs[verb].add_argument("file", type=Path, metavar="FILE.json", help="the authority's statement")
     verbs["revoke"].add_argument("--force", action="store_true", help="even if no approval is left there")
     verbs["operator"].add_argument("action", choices=("add", "remove", "list"))

@@ -38,13 +38,13 @@ RULES: dict[str, Rule] = {
     "operator_add": _ADMINS,
     "operator_remove": _ADMINS,
     "operators": Rule(frozenset(Role), changes=False),
-    "approve": _ADMINS,
-    "revoke": _ADMINS,
-    "approvals": _ANYBODY,
     "platform_show": Rule(frozenset(Role), changes=False),
     "platform_evidence": _ADMINS,
     "platform_activate": _ADMINS,
     "platform_install": _ADMINS,
+    "approve": _ADMINS,
+    "revoke": _ADMINS,
+    "approvals": _ANYBODY,
     "audit": Rule(frozenset({Role.ADMIN, Role.AUDITOR}), changes=False),
 }
 

@@ -55,6 +55,7 @@ def quarantined(manager: Manager, *verb: str) -> None:
 
 def stays(manager: Manager, match: str, *options: str) -> None:
     """A release is refused and changes nothing."""
+    until(lambda: not manager.show("a")["live"], what="the guest's last sign of life is old")
     before = manager.show("a")
     files = sorted(manager.state.glob("[br][lu][on][bs]/**/*"))
     with pytest.raises(Refused, match=match) as refused:

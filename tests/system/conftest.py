@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import hypothesis  # noqa: F401  its plugin would import it at the end, where Python 3.11.2's ast.parse may fail
 import pytest
 
 from image.host.host import Host

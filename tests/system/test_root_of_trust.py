@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from image import measure
-from image.host import provision
+from image.host import hwtpm, provision
 from image.host.guest import Guest
 from image.host.host import Host
+from image.host.saved import Saved
+from manager_vm.errors import VtpmManagerError
 from manager_vm.trust.authority import AuthorityDirectory
-from tests.system import vms
+from tests.system import cut_standin, vms
 from tests.system.test_guest import EXTEND, PCR, PCR_WITH_ONE_EXTEND
 from tests.system.test_reset import PERSIST, PERSISTED, VOLATILE, VOLATILE_CHECK
 
@@ -84,7 +88,7 @@ def test_an_extra_kernel_argument_is_named_by_its_pcr_and_gets_no_root_key(lab: 
 @pytest.mark.full
 def test_an_older_state_disk_and_another_hardware_tpm_are_refused_each_by_its_own_error(lab: vms.Lab) -> None:
     host = lab.host
-    disk, older, hwtpm = host.directory / "state.img", host.directory / "older.img", host.directory / "hwtpm"
+    disk, older, own = host.directory / "state.img", host.directory / "older.img", host.directory / "hwtpm"
     host.stop_manager()
     shutil.copyfile(disk, older)
     host.start_manager()
@@ -96,10 +100,10 @@ def test_an_older_state_disk_and_another_hardware_tpm_are_refused_each_by_its_ow
     shutil.copyfile(host.directory / "newest.img", disk)
     host.close()
     with Host(host.directory, host.images, firmware=True) as again:
-        hwtpm.rename(host.directory / "own")
+        own.rename(host.directory / "kept")
         refused(again, "not the one that the root key is sealed to")
-    shutil.rmtree(hwtpm)
-    (host.directory / "own").rename(hwtpm)
+    shutil.rmtree(own)
+    (host.directory / "kept").rename(own)
     with Host(host.directory, host.images, firmware=True) as again:
         again.start_manager()
         assert [vtpm["name"] for vtpm in again.links.admin("list")] == ["a"]
@@ -113,3 +117,38 @@ def test_an_image_that_nobody_approved_gets_no_root_key(lab: vms.Lab) -> None:
     values = measure.expected(Path(lab.host.images) / "manager")
     said = refused(lab.host, "what has booted is not approved")
     assert f"PCR 4 is {values['4'][:16]}" in said and f"PCR 9 is {values['9'][:16]}" in said
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.full
+@pytest.mark.parametrize("point", [cut_standin.BEFORE, cut_standin.DONE, cut_standin.ANSWERED])
+def test_a_vm_that_is_cut_off_around_the_anchors_write_finds_one_true_manifest(
+    saved_manager: Saved, monkeypatch: pytest.MonkeyPatch, point: str
+) -> None:
+    with vms.short_directory() as directory:
+        monkeypatch.setenv("CUT", str(directory))
+        (directory / "point").write_text(point)
+        monkeypatch.setattr(hwtpm, "PROGRAM", "tests.system.cut_standin")
+        with Host(directory, vms.IMAGES, firmware=True) as host:
+            host.start_manager(saved_manager)
+            (directory / "armed").touch()
+            with ThreadPoolExecutor(1) as pool:
+                asked = pool.submit(host.links.admin, "create", name="a", timeout=60.0)
+                await_file(directory / "reached")
+                host.kill_manager()
+                host.hwtpm.close()
+                with pytest.raises(VtpmManagerError):
+                    asked.result()
+            (directory / "armed").unlink()
+            host.start_manager()
+            found = [vtpm["name"] for vtpm in host.links.admin("list")]
+            assert found == ([] if point == cut_standin.BEFORE else ["a"])
+            host.links.admin("create", name="b")
+
+
+def await_file(path: Path) -> None:
+    """Until it is there."""
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

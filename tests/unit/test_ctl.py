@@ -226,8 +226,8 @@ REQUESTS: list[tuple[str, Path, str, dict[str, Any]]] = [
     ("release web --discard-run --yes", ADMIN, "release", {"name": "web", "discard": "run"}),
     ("release web --discard-state --yes", ADMIN, "release", {"name": "web", "discard": "state"}),
     ("operator list", ADMIN, "operators", {}),
-    ("approvals", ADMIN, "approvals", {}),
     ("platform show", ADMIN, "platform_show", {}),
+    ("approvals", ADMIN, "approvals", {}),
     ("attach web", HOST, "attach", {"name": "web", "channel": None, "boot": None}),
     ("attach web ivshmem --boot 3", HOST, "attach", {"name": "web", "channel": "ivshmem", "boot": 3}),
     ("detach web", HOST, "detach", {"name": "web"}),
@@ -265,8 +265,10 @@ def test_a_statement_goes_to_the_manager_as_it_is(manager: FakeManager, tmp_path
         assert manager.asked.pop() == (ADMIN, f"operator_{action}", {"statement": b"{}"})
         assert main.main(["operator", action]) == ConfigError.exit_code
     assert main.main(["operator", "list", str(statement)]) == ConfigError.exit_code
-    assert main.main(["approve", str(statement)]) == main.main(["revoke", str(statement), "--force"]) == 0
+    for line in (["approve"], ["upgrade"], ["revoke", "--force"]):
+        assert main.main([line[0], str(statement), *line[1:]]) == 0
     assert manager.asked == [
+        (ADMIN, "approve", {"statement": b"{}"}),
         (ADMIN, "approve", {"statement": b"{}"}),
         (ADMIN, "revoke", {"statement": b"{}", "force": True}),
     ]
@@ -389,7 +391,8 @@ def test_what_must_be_signed_is_signed_with_the_named_key_else_with_that_beside_
 
 def test_a_verb_says_that_it_must_be_signed_where_it_must() -> None:
     for verb, text in help.VERBS.items():
-        asked = {"operator": "operator_add", "platform": "platform_show"}.get(verb, verb.replace("-", "_"))
+        own = {"operator": "operator_add", "upgrade": "approve", "platform": "platform_show"}
+        asked = own.get(verb, verb.replace("-", "_"))
         assert text.startswith("[signed] ") is rules.is_signed(asked)
 
 
