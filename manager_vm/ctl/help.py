@@ -49,7 +49,7 @@ VERBS = {
     "release": "[signed] lead a vTPM out of quarantine: checked again, or at a loss that you accept",
     "info": "what the running vTPM says of itself: manufacturer, lockout counter, PCR banks",
     "ek-cert": "an EK certificate, or the CA's, as PEM",
-    "quote": "evidence that a vTPM is on this platform, which runs an approved image, for a verifier's nonce",
+    "quote": "[signed] evidence that a vTPM is on this platform, which runs an approved image, for a verifier's nonce",
     "verify": "[offline] verify evidence: of 'quote' here, or of 'python -m guest_frontend quote' in a guest",
     "authority": "[offline] sign what managers must know: which images may unseal, who operates, which platforms",
     "key": "[offline] make a signature key",
@@ -159,20 +159,19 @@ examples:
     "quote": """\
 About the vTPM as such: its EK's certificate, and the signatures of its SK and of the
 hardware TPM over EK and nonce. What the guest has measured is in evidence that the guest
-itself asks for: python -m guest_frontend quote. Tells nothing secret, but which vTPMs are
-on one platform. At most 4 at once and one more each 5 s.
+itself asks for: python -m guest_frontend quote. For every operator; at most 4 at once and
+one more each 5 s, for each manager.
 
-example: vtpmctl quote web1 --nonce $(openssl rand -hex 32) --out web1.json
+example: vtpmctl quote web1 --nonce 5e1f... --out web1.json
 """,
     "verify": """\
 Asks nobody: all that is trusted is the authority's public key, and what you bring along.
-Prints what is proven line by line; the first thing that is not is named in a line FAILED,
-and the exit code is 6. With --json: verified, proven (lines), not_proven.
+Prints what is proven line by line; the first thing that is not is in a line FAILED, and
+the exit code is 6. With --json: verified, proven (lines), not_proven.
 
 --expect pcrs.json  the image that must have booted, from the image build or from
                     python3 -m image.measure IMAGE --json. Without it any image is good that
-                    the authority has approved: the approval is in the bundle. Revocations
-                    are not looked at here: they are bits in the hardware TPM.
+                    the authority approved, revoked since or not.
 --ek-ca ca.pem      who must have certified the vTPM's EK ('ek-cert NAME --ca')
 
 A bundle without a platform part (guest_frontend quote --third-party) proves the vTPM's

@@ -27,7 +27,7 @@ RULES: dict[str, Rule] = {
     "show": _ANYBODY,
     "info": _ANYBODY,
     "ek_cert": _ANYBODY,
-    "quote": _ANYBODY,  # signed by the platform, but about what is told here anyway
+    "quote": Rule(frozenset(Role), changes=False),  # it costs the hardware TPM's time, and says what is on this host
     "challenge": _ANYBODY,
     "provision": Rule(frozenset(), signed=False),  # by whoever comes first, once
     "create": _OPERATORS,

@@ -227,6 +227,7 @@ REQUESTS: list[tuple[str, Path, str, dict[str, Any]]] = [
     ("release web --discard-state --yes", ADMIN, "release", {"name": "web", "discard": "state"}),
     ("operator list", ADMIN, "operators", {}),
     ("platform show", ADMIN, "platform_show", {}),
+    (f"quote web --nonce {'5a' * 32} --out /dev/null", ADMIN, "quote", {"name": "web", "nonce": b"Z" * 32}),
     ("approvals", ADMIN, "approvals", {}),
     ("attach web", HOST, "attach", {"name": "web", "channel": None, "boot": None}),
     ("attach web ivshmem --boot 3", HOST, "attach", {"name": "web", "channel": "ivshmem", "boot": 3}),
