@@ -15,7 +15,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from manager_vm.errors import ConfigError, EvidenceError
 from manager_vm.trust import envelope, operator, tpm_structures
 from manager_vm.trust.signing import SigningKey, VerifyKey
-from manager_vm.trust.tpm_structures import Alg, Attributes, Public
+from manager_vm.trust.tpm_constants import Alg, Attributes
+from manager_vm.trust.tpm_structures import Public
 
 PLATFORM = "platform"
 _DIGEST_SIZE = 32  # bytes, SHA-256

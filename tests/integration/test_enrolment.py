@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import serialization
 
 from manager_vm.ctl.client import Client
 from manager_vm.keys.ek_ca import EkCa
-from manager_vm.trust import attestation_ca, policy, tpm_structures
+from manager_vm.trust import attestation_ca, policy, tpm_constants, tpm_structures
 from manager_vm.trust.authority import AuthorityDirectory
 from manager_vm.trust.operator import Role
 from manager_vm.trust.signing import SigningKey
@@ -240,7 +240,7 @@ def test_evidence_that_proves_nothing_is_refused_with_the_reason(site: Site, tmp
     assert refused.value.code == TRUST
     said = json.loads(original)
     ak = tpm_structures.parse_public(bytes.fromhex(said["ak"]))
-    weak = (int(ak.attributes) & ~tpm_structures.Attributes.FIXED_TPM).to_bytes(4)
+    weak = (int(ak.attributes) & ~tpm_constants.Attributes.FIXED_TPM).to_bytes(4)
     for field, value, text in (
         ("ak", (ak.area[:4] + weak + ak.area[8:]).hex(), "lacks FIXED_TPM"),
         ("ak", said["ek"], "lacks SIGN_ENCRYPT"),

@@ -17,7 +17,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from manager_vm.errors import EvidenceError
 from manager_vm.trust import credential, templates, tpm_structures
 from manager_vm.trust.credential import Credential
-from manager_vm.trust.tpm_structures import Alg, Public
+from manager_vm.trust.tpm_constants import Alg
+from manager_vm.trust.tpm_structures import Public
 
 NAME, VALUE = b"\0\x0b" + bytes(range(32)), bytes(range(100, 132))
 P = int(
