@@ -20,7 +20,8 @@ from manager_vm.errors import EvidenceError
 from manager_vm.trust import approval, attestation_ca, bundle, event_log, pcrs, platform, templates, tpm_structures
 from manager_vm.trust.bundle import Bundle, Host, Kind, VtpmQuote
 from manager_vm.trust.signing import COORDINATE_SIZE, VerifyKey
-from manager_vm.trust.tpm_structures import Attributes, Public, Quote
+from manager_vm.trust.tpm_constants import Alg, Attributes
+from manager_vm.trust.tpm_structures import Public, Quote
 
 BANKS = {"sha256": 0x000B, "sha384": 0x000C, "sha512": 0x000D, "sha1": 0x0004}
 _AK = (
@@ -74,7 +75,7 @@ def check_ak(area: bytes) -> Public:
     ak = tpm_structures.parse_public(area)
     if missing := [each.name for each in Attributes if each in _AK & ~ak.attributes]:
         raise EvidenceError(f"the AK lacks {', '.join(map(str, missing))}: what it signs proves nothing")
-    if Attributes.DECRYPT in ak.attributes or ak.scheme[0] == tpm_structures.Alg.NULL:
+    if Attributes.DECRYPT in ak.attributes or ak.scheme[0] == Alg.NULL:
         raise EvidenceError("the AK is not a signing key with a scheme of its own")
     return ak
 

@@ -209,7 +209,7 @@ OTHERS = {
     "revoke",
     "audit",
 }  # see the tests about them
-STEPS = {"platform_evidence", "platform_activate", "platform_install"}
+STEPS = {"quote", "platform_evidence", "platform_activate", "platform_install"}
 SERVED = {*verbs.ADMIN, *desk.OWN, *reception.SERVED}
 REQUESTS: list[tuple[str, Path, str, dict[str, Any]]] = [
     ("status", ADMIN, "status", {}),
@@ -227,7 +227,6 @@ REQUESTS: list[tuple[str, Path, str, dict[str, Any]]] = [
     ("release web --discard-state --yes", ADMIN, "release", {"name": "web", "discard": "state"}),
     ("operator list", ADMIN, "operators", {}),
     ("platform show", ADMIN, "platform_show", {}),
-    (f"quote web --nonce {'5a' * 32} --out /dev/null", ADMIN, "quote", {"name": "web", "nonce": b"Z" * 32}),
     ("approvals", ADMIN, "approvals", {}),
     ("attach web", HOST, "attach", {"name": "web", "channel": None, "boot": None}),
     ("attach web ivshmem --boot 3", HOST, "attach", {"name": "web", "channel": "ivshmem", "boot": 3}),
@@ -255,6 +254,21 @@ def test_no_verb_of_a_link_is_out_of_an_operators_reach(manager: FakeManager) ->
     for _, link, verb, _ in REQUESTS:
         reached[link].add(verb)
     assert reached == {ADMIN: SERVED, HOST: set(verbs.HOST)}
+
+
+def test_evidence_is_asked_for_with_the_verifiers_nonce_and_written_as_it_is(
+    manager: FakeManager, tmp_path: Path
+) -> None:
+    manager.answer = b"{bundle}"
+    assert main.main(["quote", "web", "--nonce", "5a" * 32, "--out", str(tmp_path / "b.json")]) == 0
+    assert manager.asked == [(ADMIN, "quote", {"name": "web", "nonce": b"Z" * 32})]
+    assert (tmp_path / "b.json").read_bytes() == b"{bundle}"
+
+
+@pytest.mark.parametrize("nonce", ["", "zz", "5a" * 15, "5a" * 65, "5"])
+def test_a_nonce_that_no_tpm_takes_or_that_is_too_short_is_refused(manager: FakeManager, nonce: str) -> None:
+    assert main.main(["quote", "web", "--nonce", nonce]) == ConfigError.exit_code
+    assert manager.asked == []
 
 
 def test_a_statement_goes_to_the_manager_as_it_is(manager: FakeManager, tmp_path: Path) -> None:
