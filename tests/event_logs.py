@@ -30,17 +30,25 @@ def log(events: Iterable[Measured], banks: tuple[str, ...] = ("sha1", "sha256"))
     return header(banks) + b"".join(event(*each, banks) for each in events)
 
 
+def _tagged(id_: int, data: bytes) -> bytes:
+    """TCG_PCClientTaggedEvent (10.4.2.1)."""
+    return struct.pack("<II", id_, len(data)) + data
+
+
+# UEFI_IMAGE_LOAD_EVENT (10.2.3): address, size, link-time address, a device path that ends at once
+_LOADED = struct.pack("<QQQQ", 0x1000, 0x2000, 0, 4) + bytes.fromhex("7fff0400")
+
 BOOT: tuple[Measured, ...] = (
     (0, NO_ACTION, b"", b"StartupLocality\0\0"),
     (0, 0x8, b"1\0.\x000\0\0\0", b"1\0.\x000\0\0\0"),
     (4, EFI_ACTION, b"Calling EFI Application from Boot Option", b"Calling EFI Application from Boot Option"),
     (4, SEPARATOR, bytes(4), bytes(4)),
-    (4, APPLICATION, b"the UKI", b"a device path"),
+    (4, APPLICATION, b"the UKI", _LOADED),
     (11, IPL, b".linux\0", b".linux\0"),
     (11, IPL, b"kernel", b".linux\0"),
-    (4, APPLICATION, b"the kernel", b"a device path"),
-    (9, EVENT_TAG, b"the command line", b"LOADED_IMAGE::LoadOptions"),
-    (9, EVENT_TAG, b"the initrd", b"Linux initrd"),
+    (4, APPLICATION, b"the kernel", _LOADED),
+    (9, EVENT_TAG, b"the command line", _tagged(0x8F3B22ED, b"LOADED_IMAGE::LoadOptions\0")),
+    (9, EVENT_TAG, b"the initrd", _tagged(0x8F3B22EC, b"Linux initrd\0")),
 )
 
 

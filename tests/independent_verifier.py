@@ -1,7 +1,6 @@
 """A second verifier of evidence, written from manager_vm/trust/EVIDENCE.md alone: it shares no code with the product.
 
 Standard library, ``cryptography`` and tpm2_checkquote only. Arguments: BUNDLE authority.pub NONCE-HEX [pcrs.json].
-Says what is wrong and exits with 1, or "good" and 0.
 """
 
 from __future__ import annotations
@@ -23,16 +22,14 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa, utils
 
 NOW = datetime.datetime.now(datetime.UTC)
-PCRS = [4, 9, 11, 12, 13]
 CAP = hashlib.sha256(b"vtpm-manager: root key unsealed").digest()
+PCRS = [4, 9, 11, 12, 13]
 AK = 1 << 1 | 1 << 4 | 1 << 5 | 1 << 16 | 1 << 18  # fixedTPM fixedParent sensitiveDataOrigin restricted sign
-DECRYPT = 1 << 17
 EK_P256 = bytes.fromhex(
     "0023000b000300b20020837197674484b3f81a90cc8d46a5d724fd52d76e06520b64f2a1da1b331469aa000600800043001000030010"
 )
 HASHES = {0x000B: "sha256", 0x000C: "sha384", 0x000D: "sha512", 0x0004: "sha1"}
 SIGNS_VTPMS = "2.25.180444390874761653704387151832824701129"
-PEM = serialization.Encoding.PEM
 Key = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
 
 
@@ -64,7 +61,6 @@ def ecdsa(key: Any, raw: bytes, message: bytes, *, digest: bool = False) -> None
 
 
 def public_point(point: bytes) -> ec.EllipticCurvePublicKey:
-    """TPMS_ECC_POINT on P-256."""
     demand(point[:2] == b"\0\x20" == point[34:36] and len(point) == 68, "point of a key")
     return ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), b"\4" + point[2:34] + point[36:])
 
@@ -85,7 +81,7 @@ def checkquote(
     key: Key, quote: bytes, signature: bytes, qualifying: bytes
 ) -> tuple[list[tuple[int, list[int]]], bytes]:
     """(PCR selection, PCR digest) of a quote that tpm2_checkquote finds good."""
-    pem = key.public_bytes(PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    pem = key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     with tempfile.TemporaryDirectory() as name:
         argv = ["tpm2_checkquote", "-g", HASHES[int.from_bytes(signature[2:4])], "-q", qualifying.hex()]
         for option, data in {"-u": pem, "-m": quote, "-s": signature}.items():
@@ -154,7 +150,7 @@ def verify(told: dict[str, Any], authority: Any, nonce: bytes, expected: dict[in
     if told["kind"] != "platform":
         area, quote, signature = (b64(vtpm[name]) for name in ("ak", "quote", "signature"))
         attributes, key = public(area)
-        demand(attributes & AK == AK and not attributes & DECRYPT, "AK's attributes")
+        demand(attributes & AK == AK and not attributes & 1 << 17, "AK's attributes")
         banks, digest = checkquote(key, quote, signature, nonce)
         values = {HASHES[bank]: pcrs for bank, pcrs in banks if pcrs}
         demand({bank: list(map(int, pcrs)) for bank, pcrs in vtpm["pcrs"].items()} == values, "vTPM's PCRs")

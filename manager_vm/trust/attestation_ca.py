@@ -107,7 +107,7 @@ def _load(der: bytes, what: str) -> x509.Certificate:
         raise EvidenceError(f"{what} has {len(der)} bytes: it is none")
     try:
         return x509.load_der_x509_certificate(der)
-    except ValueError as error:
+    except (ValueError, x509.InvalidVersion) as error:
         raise EvidenceError(f"{what} cannot be read ({error})") from None
 
 

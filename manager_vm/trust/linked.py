@@ -31,7 +31,7 @@ _AK = (
     | Attributes.RESTRICTED
     | Attributes.SIGN_ENCRYPT
 )
-_X509 = (x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
+_X509 = (x509.InvalidVersion, x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
 _ZERO_PCRS = (12, 13)  # arguments, credentials and extensions from outside the image
 
 
