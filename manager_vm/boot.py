@@ -19,9 +19,11 @@ from manager_vm.keys import approvals
 from manager_vm.keys.anchor import NvAnchor
 from manager_vm.keys.approvals import Images
 from manager_vm.keys.enrolment import Enrolment
+from manager_vm.keys.evidence import HardwareVoucher
 from manager_vm.keys.hierarchy import Hardware
 from manager_vm.keys.hierarchy.platform import PlatformHardware
 from manager_vm.keys.hwtpm import auths
+from manager_vm.keys.hwtpm.auths import Authorizations
 from manager_vm.keys.hwtpm.connection import Connection
 from manager_vm.keys.keyslot import Keyslot
 from manager_vm.platform import Platform
@@ -52,6 +54,7 @@ class Opened:
     registry: Registry
     enrolment: Enrolment
     hardware: Hardware
+    voucher: HardwareVoucher
 
 
 class Ground:
@@ -70,6 +73,7 @@ class Ground:
             raise
         self.tpm = self._platform.tpm
         self.vendor_ca = self._platform.vendor_ca
+        self.event_log = self._platform.event_log
 
     def close(self) -> None:
         """Let go of the TPM and the directory."""
@@ -96,7 +100,8 @@ def open_manager(ground: Ground) -> Opened:
     registry.recover()
     enrolment = Enrolment(ground.tpm, authorizations, manifest)
     hardware = PlatformHardware(ground.tpm, authorizations, manifest)
-    return Opened(manifest, images, journal, registry, enrolment, hardware)
+    voucher = HardwareVoucher(ground.tpm, authorizations, images, manifest, ground.event_log)
+    return Opened(manifest, images, journal, registry, enrolment, hardware, voucher)
 
 
 def _check_programs(config: Config) -> list[str]:
