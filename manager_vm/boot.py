@@ -19,9 +19,11 @@ from manager_vm.keys import approvals
 from manager_vm.keys.anchor import NvAnchor
 from manager_vm.keys.approvals import Images
 from manager_vm.keys.enrolment import Enrolment
+from manager_vm.keys.evidence import HardwareVoucher
 from manager_vm.keys.hierarchy import Hardware
 from manager_vm.keys.hierarchy.platform import PlatformHardware
 from manager_vm.keys.hwtpm import auths
+from manager_vm.keys.hwtpm.auths import Authorizations
 from manager_vm.keys.hwtpm.connection import Connection
 from manager_vm.keys.keyslot import Keyslot
 from manager_vm.platform import Platform
@@ -52,6 +54,7 @@ class Opened:
     registry: Registry
     enrolment: Enrolment
     hardware: Hardware
+    voucher: HardwareVoucher
 
 
 class Ground:
@@ -70,6 +73,7 @@ class Ground:
             raise
         self.tpm = self._platform.tpm
         self.vendor_ca = self._platform.vendor_ca
+        self.event_log = self._platform.event_log
 
     def close(self) -> None:
         """Let go of the TPM and the directory."""
@@ -80,7 +84,7 @@ class Ground:
 def open_manager(ground: Ground) -> Opened:
     """Open the state directory and take up all vTPMs."""
     config = ground.config
-    manifest, images, enrolment, hardware = _open_manifest(config, ground.tpm)
+    manifest, images, authorizations = _open_manifest(config, ground.tpm)
     contents = manifest.contents
     _check_uids(config, contents)
     known = len(ground.warnings)
@@ -94,7 +98,10 @@ def open_manager(ground: Ground) -> Opened:
         patience=_PATIENCE,
     )
     registry.recover()
-    return Opened(manifest, images, journal, registry, enrolment, hardware)
+    enrolment = Enrolment(ground.tpm, authorizations, manifest)
+    hardware = PlatformHardware(ground.tpm, authorizations, manifest)
+    voucher = HardwareVoucher(ground.tpm, authorizations, images, manifest, ground.event_log)
+    return Opened(manifest, images, journal, registry, enrolment, hardware, voucher)
 
 
 def _check_programs(config: Config) -> list[str]:
@@ -130,7 +137,7 @@ def _own_uids(config: Config) -> bool:
     return os.geteuid() == 0 and config.uid_base > 0
 
 
-def _open_manifest(config: Config, tpm: Connection) -> tuple[Manifest, Images, Enrolment, Hardware]:
+def _open_manifest(config: Config, tpm: Connection) -> tuple[Manifest, Images, Authorizations]:
     """Unseal (or take what the daemon before this one has unsealed), then find the one true manifest."""
     state = config.state_dir
     slot = Keyslot(state / "keyslot", tpm)
@@ -144,9 +151,7 @@ def _open_manifest(config: Config, tpm: Connection) -> tuple[Manifest, Images, E
     manifest = Manifest.load(state, root, NvAnchor(tpm, authorizations.anchor))
     if (manifest.contents.owner, manifest.contents.authority) != (srk, authority.der):
         raise IntegrityError("the manifest and the keyslot do not belong together; restore the state disk whole")
-    images = Images(state / "approvals", tpm, authorizations, authority)
-    enrolment = Enrolment(tpm, authorizations, manifest)
-    return manifest, images, enrolment, PlatformHardware(tpm, authorizations, manifest)
+    return manifest, Images(state / "approvals", tpm, authorizations, authority), authorizations
 
 
 def _open_audit(directory: Path, anchored: AuditHead, warnings: list[str]) -> AuditLog:

@@ -33,7 +33,7 @@ from manager_vm.vtpm.standin import Standin
 from manager_vm.vtpm.swtpm import Swtpm
 from manager_vm.wire import tpm
 
-# TPM_CC (Part 2, 6.5.2): commands in which a key of the hardware TPM is made or used
+# TPM_CC (Part 2, 6.5.2): commands in which a key of the hardware TPM is made or used, and those around them
 KEY_OPERATIONS = {
     0x131: "CreatePrimary",
     0x153: "Create",
@@ -42,9 +42,16 @@ KEY_OPERATIONS = {
     0x158: "Quote",
     0x15D: "Sign",
 }
+COMMANDS = KEY_OPERATIONS | {
+    0x157: "Load",
+    0x165: "FlushContext",
+    0x173: "ReadPublic",
+    0x176: "StartAuthSession",
+    0x17A: "GetCapability",
+}
 AK_HANDLE = 0x81010002
 _AK = "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|restricted|sign_encrypt"
-_POOL = 16  # SKs made and certified ahead
+_POOL = 16
 
 
 class Wire:
@@ -66,8 +73,8 @@ class Wire:
 class Platform:
     """A host with a hardware TPM that the authority has enrolled; what hierarchies ask it (``hierarchy.Hardware``)."""
 
-    def __init__(self, directory: Path, name: str, authority: SigningKey, above: bytes) -> None:
-        """``above``: the authority's certificate, made once (DER)."""
+    def __init__(self, directory: Path, name: str, authority: SigningKey, above: bytes, pool: int = _POOL) -> None:
+        """``above``: the authority's certificate, made once (DER). ``pool``: SKs made and certified ahead."""
         self.wire = Wire(Standin(directory / name, "swtpm"))
         self._connection = Connection(self.wire)
         slot = Keyslot(directory / f"{name}.keyslot", self._connection)
@@ -81,7 +88,7 @@ class Platform:
         self._above = above
         self._pool = [
             (key, attestation_ca.certify_sk(_sk(key.public), authority, now))
-            for key in attest.make_sks(self._connection, self._auths, _POOL)
+            for key in attest.make_sks(self._connection, self._auths, pool)
         ]
         self._assigned: dict[str, int] = {}
 

@@ -7,7 +7,6 @@ import base64
 import os
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,11 @@ from manager_vm.ctl import (
     actions,
     audit,
     authority,
+    command_line,
     completion,
     credentials,
     doctor,
+    evidence,
     help,
     operators,
     output,
@@ -31,8 +32,6 @@ from manager_vm.trust import rules
 from manager_vm.wire.admin import Progress
 
 Args = argparse.Namespace
-_LONGEST = 86_400.0  # seconds that may be waited for a reply
-_Format = argparse.RawDescriptionHelpFormatter
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -52,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(argv: list[str] | None) -> int:
-    args = _parser().parse_args(argv)
+    args = command_line.parser().parse_args(argv)
     try:
         return int(_HANDLERS[args.verb](args) or 0)
     except VtpmManagerError as error:
@@ -173,7 +172,7 @@ def _doctor(args: Args) -> int:
 
 
 def _completion(args: Args) -> None:
-    print(completion.script(args.shell, sorted(help.VERBS), _NAMED, actions.ACTIONS, actions.ROLES), end="")
+    print(completion.script(args.shell, sorted(help.VERBS), command_line.NAMED, actions.ACTIONS, actions.ROLES), end="")
 
 
 def _offline(args: Args) -> int:
@@ -201,97 +200,20 @@ _HANDLERS: dict[str, Callable[[Args], int | None]] = {
     "provision": lambda args: operators.provision(args, _call),
     "operator": lambda args: operators.operator(args, _call),
     "group": lambda args: operators.group(args, _call),
+    "platform": lambda args: platforms.platform(args, _call),
     "approve": lambda args: operators.approve(args, _call),
     "upgrade": lambda args: operators.upgrade(args, _call),
     "revoke": lambda args: operators.revoke(args, _call),
     "approvals": lambda args: operators.approvals(args, _call),
-    "platform": lambda args: platforms.platform(args, _call),
     "certify": lambda args: credentials.certify(args, _call),
     "credential": _offline,
+    "quote": lambda args: evidence.quote(args, _call),
+    "verify": evidence.verify,
     "audit": lambda args: audit.run(args, _call),
     "doctor": _doctor,
     "completion": _completion,
     "names": _names,
 }
-
-
-# verbs that take the name of a vTPM that exists
-_NAMED = ["show", "start", "stop", "attach", "detach", "boot", "destroy", "release", "info", "ek-cert", "certify"]
-
-
-def _parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
-    parser = argparse.ArgumentParser(
-        prog="vtpmctl", description=help.DESCRIPTION, epilog=help.EPILOG, formatter_class=_Format
-    )
-    manager = os.environ.get("VTPM_MANAGER", "")
-    parser.add_argument("-m", "--manager", default=manager, metavar="DIR|SOCKET|URI", help="which manager")
-    key = os.environ.get("VTPM_OPERATOR_KEY", "")
-    parser.add_argument("--key", default=key, metavar="FILE", help="the operator's key (PEM) that signs the request")
-    parser.add_argument("--timeout", type=_seconds, default=180.0, metavar="S", help="seconds to wait for a reply")
-    parser.add_argument("--json", action="store_true", default=False, help="print JSON")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    made = {
-        verb: verbs.add_parser(
-            verb,
-            help=text,
-            description=text[0].upper() + text[1:] + ".",
-            epilog=help.DETAILS.get(verb, ""),
-            formatter_class=_Format,
-            parents=[common],
-        )
-        for verb, text in help.VERBS.items()
-    }
-    _add_arguments(made)
-    authority.add_actions(made, common)
-    return parser
-
-
-def _seconds(text: str) -> float:
-    with suppress(ValueError):
-        if 0 < float(text) <= _LONGEST:
-            return float(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is no time to wait: use seconds, at most {_LONGEST:.0f}")
-
-
-def _add_arguments(verbs: dict[str, argparse.ArgumentParser]) -> None:
-    for verb in ("create", *_NAMED):
-        verbs[verb].add_argument("name", metavar="NAME", help="the vTPM")
-    verbs["create"].add_argument("--group", metavar="NAME", help="a tenant's group (default: the manager's own)")
-    verbs["start"].add_argument("--power-on", action="store_true", help="_TPM_Init; refused while a guest is live")
-    verbs["boot"].add_argument("number", type=int, metavar="N", help="the VM's boot number, growing by one per reset")
-    attach = verbs["attach"]
-    attach.add_argument(
-        "channel", nargs="?", metavar="CHANNEL", help="ivshmem[:PCI-ADDRESS], virtio-serial:NAME, unix:PATH"
-    )
-    attach.add_argument("--boot", type=int, metavar="N", help="the running boot (default: the newest; power on if off)")
-    attach.add_argument("--print", choices=["qemu"], help="only print what to paste into the guest's QEMU command line")
-    verbs["destroy"].add_argument("--yes", action="store_true", help="do not ask")
-    release = verbs["release"]
-    release.add_argument("--yes", action="store_true", help="do not ask")
-    discard = release.add_mutually_exclusive_group()
-    for what in ("run", "state"):
-        discard.add_argument(
-            f"--discard-{what}",
-            dest="discard",
-            action="store_const",
-            const=what,
-            default="",
-            help=f"give up its {what}",
-        )
-    cert = verbs["ek-cert"]
-    cert.add_argument("--key", default="rsa2048", choices=["rsa2048", "ecc-p256", "ecc-p384"])
-    which = cert.add_mutually_exclusive_group()
-    which.add_argument("--ca", action="store_true", help="the certificate of its group's CA instead")
-    which.add_argument("--chain", action="store_true", help="both: first the EK's, then the CA's")
-    cert.add_argument("--out", type=Path, metavar="FILE", help="write there")
-    operators.add_arguments(verbs)
-    credentials.add_arguments(verbs["certify"])
-    platforms.add_arguments(verbs["platform"])
-    audit.add_arguments(verbs["audit"])
-    verbs["completion"].add_argument("shell", choices=completion.SHELLS)
-
 
 if __name__ == "__main__":
     sys.exit(main())

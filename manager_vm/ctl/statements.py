@@ -113,6 +113,11 @@ def _expected(args: Args) -> tuple[dict[int, bytes], str]:
     return _pcrs(told, args.image / "pcrs.json"), name
 
 
+def read_pcrs(path: Path) -> dict[int, bytes]:
+    """PCR -> value before the cap, from a file of image.measure."""
+    return _pcrs(_json(path), path)
+
+
 def _pcrs(told: dict[str, Any], path: Path) -> dict[int, bytes]:
     try:
         values = {int(pcr): bytes.fromhex(value) for pcr, value in told["pcrs"].items()}

@@ -15,6 +15,7 @@ from typing import Any
 
 from manager_vm.config import Config
 from manager_vm.errors import ConfigError, RemoteProtocolError, UnknownVtpmError, VtpmManagerError
+from manager_vm.server.attestor import Attestor
 from manager_vm.server.wiring import Wiring
 from manager_vm.store import atomic
 from manager_vm.store.manifest import Manifest
@@ -36,11 +37,18 @@ class Verbs:
     """What both tables work on. ``warnings``: what the operator should know of this machine."""
 
     def __init__(
-        self, manifest: Manifest, registry: Registry, wiring: Wiring, config: Config, warnings: list[str]
+        self,
+        manifest: Manifest,
+        registry: Registry,
+        wiring: Wiring,
+        attestor: Attestor,
+        config: Config,
+        warnings: list[str],
     ) -> None:
         self._manifest = manifest
         self._registry = registry
         self._wiring = wiring
+        self._attestor = attestor
         self._config = config
         self._warnings = warnings
         self._started = time.time()
@@ -124,6 +132,10 @@ class Verbs:
         vtpm = self._registry.get(_name(args))
         with vtpm.changing(Reason.QUIESCED, self._config.command_deadline):
             return properties.read(vtpm)
+
+    def quote(self, args: dict[str, Any]) -> bytes:
+        """Evidence (EVIDENCE.md) that this vTPM is on this platform, for ``nonce``."""
+        return self._attestor.platform(_name(args), _get(args, "nonce", bytes, b""))
 
     def attach(self, args: dict[str, Any]) -> dict[str, Any]:
         """Wire a vTPM to a channel and name the running boot (none given: power on what is off, else the newest)."""
@@ -220,6 +232,7 @@ ADMIN: dict[str, Verb] = {
     "release": Verbs.release,
     "info": Verbs.info,
     "ek_cert": Verbs.ek_cert,
+    "quote": Verbs.quote,
 }
 
 HOST: dict[str, Verb] = {

@@ -18,7 +18,7 @@ from manager_vm.trust import attestation_ca, policy, tpm_constants, tpm_structur
 from manager_vm.trust.authority import AuthorityDirectory
 from manager_vm.trust.operator import Role
 from manager_vm.trust.signing import SigningKey
-from tests import certificate_links
+from tests import unlinkable_sks
 from tests.integration.conftest import Make
 from tests.integration.harness import Manager, Refused, until
 
@@ -137,7 +137,7 @@ def test_two_platforms_are_enrolled_and_nothing_links_the_certificates_of_one(pa
     assert first["ak"] != second["ak"] and first["ek_certificate"] != second["ek_certificate"]
     hosts = [one.certificates(), two.certificates()]
     assert [len(each) for each in hosts] == [64, 5]
-    assert certificate_links.linking(hosts) == []
+    assert unlinkable_sks.linking(hosts) == []
     for der in (der for host in hosts for der in host):
         attestation_ca.verify_sk(der, one.site.authority.public)
         for secret in (b"one", b"two", bytes.fromhex(first["ak"]), bytes.fromhex(second["ak"])):
@@ -153,10 +153,10 @@ def test_the_linkability_check_finds_what_would_link() -> None:
     keys = [SigningKey.create().public.key for _ in range(6)]
     month = datetime.datetime(2026, 11, 3, tzinfo=datetime.UTC)
     good = [attestation_ca.certify_sk(key, authority, month) for key in keys]
-    assert certificate_links.linking([good[:3], good[3:]]) == []
+    assert unlinkable_sks.linking([good[:3], good[3:]]) == []
     other_month = [attestation_ca.certify_sk(key, authority, month.replace(month=12)) for key in keys[3:]]
-    assert certificate_links.linking([good[:3], other_month])[:1] == ["from"]
-    assert "issuer" in certificate_links.linking([good[:3], [ca.issue(key) for key in keys[3:]]])
+    assert unlinkable_sks.linking([good[:3], other_month])[:1] == ["from"]
+    assert "issuer" in unlinkable_sks.linking([good[:3], [ca.issue(key) for key in keys[3:]]])
 
 
 def test_a_vtpm_gets_a_signing_key_that_no_other_ever_gets(site: Site) -> None:

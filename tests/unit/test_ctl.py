@@ -16,7 +16,7 @@ import pytest
 
 from image.host import pair
 from manager_vm import errors, packages
-from manager_vm.ctl import actions, completion, doctor, help, main, output, wiring
+from manager_vm.ctl import actions, command_line, completion, details, doctor, help, main, output, wiring
 from manager_vm.ctl.client import sockets
 from manager_vm.ctl.doctor import Level
 from manager_vm.errors import ConfigError, VtpmManagerError
@@ -211,7 +211,7 @@ OTHERS = {
     "revoke",
     "audit",
 }  # see the tests about them
-STEPS = {"platform_evidence", "platform_activate", "platform_install"}
+STEPS = {"quote", "platform_evidence", "platform_activate", "platform_install"}
 SERVED = {*verbs.ADMIN, *desk.OWN, *reception.SERVED}
 REQUESTS: list[tuple[str, Path, str, dict[str, Any]]] = [
     ("status", ADMIN, "status", {}),
@@ -303,6 +303,21 @@ def test_a_chain_is_the_certificate_and_that_of_the_ca(
     assert main.main(["ek-cert", "web"]) == 0
     assert said[0] == capsys.readouterr().out + said[1]
     assert max(map(len, said[0].splitlines())) == 64
+
+
+def test_evidence_is_asked_for_with_the_verifiers_nonce_and_written_as_it_is(
+    manager: FakeManager, tmp_path: Path
+) -> None:
+    manager.answer = b"{bundle}"
+    assert main.main(["quote", "web", "--nonce", "5a" * 32, "--out", str(tmp_path / "b.json")]) == 0
+    assert manager.asked == [(ADMIN, "quote", {"name": "web", "nonce": b"Z" * 32})]
+    assert (tmp_path / "b.json").read_bytes() == b"{bundle}"
+
+
+@pytest.mark.parametrize("nonce", ["", "zz", "5a" * 15, "5a" * 65, "5"])
+def test_a_nonce_that_no_tpm_takes_or_that_is_too_short_is_refused(manager: FakeManager, nonce: str) -> None:
+    assert main.main(["quote", "web", "--nonce", nonce]) == ConfigError.exit_code
+    assert manager.asked == []
 
 
 def test_a_statement_goes_to_the_manager_as_it_is(manager: FakeManager, tmp_path: Path) -> None:
@@ -647,7 +662,7 @@ def test_a_wrong_command_line_is_exit_code_2(capsys: pytest.CaptureFixture[str])
 
 def test_every_verb_has_a_handler_and_a_line_of_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert help.VERBS.keys() == main._HANDLERS.keys()
-    assert help.DETAILS.keys() <= help.VERBS.keys()
+    assert details.DETAILS.keys() <= help.VERBS.keys()
     text = help_of(capsys)
     for verb, sentence in help.VERBS.items():
         assert sentence
@@ -660,7 +675,7 @@ def test_a_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str]) -
     sentence = help.VERBS[verb]
     assert text.startswith(f"usage: vtpmctl {verb} ")
     assert f"{sentence[0].upper()}{sentence[1:]}." in text
-    assert text.endswith(" ".join(help.DETAILS.get(verb, "").split()))
+    assert text.endswith(" ".join(details.DETAILS.get(verb, "").split()))
 
 
 ACTIONS = [(verb, action) for verb, each in actions.ACTIONS.items() for action in each]
@@ -679,13 +694,13 @@ def test_an_action_explains_itself(verb: str, action: str, capsys: pytest.Captur
 def examples() -> list[str]:
     """The arguments of every vtpmctl in the texts of the help: up to two blanks, a pipe, an "&" or a bracket."""
     acts = [text for each in actions.ACTIONS.values() for texts in each.values() for text in texts]
-    text = "\n".join([help.EPILOG, *help.VERBS.values(), *help.DETAILS.values(), *acts])
+    text = "\n".join([help.EPILOG, *help.VERBS.values(), *details.DETAILS.values(), *acts])
     return re.findall(r"vtpmctl (.+?)(?=  | [|&]|[)\n])", text)
 
 
 @pytest.mark.parametrize("line", examples())
 def test_an_example_of_the_help_is_a_command_line_that_is_understood(line: str) -> None:
-    assert main._parser().parse_args(shlex.split(line)).verb in help.VERBS
+    assert command_line.parser().parse_args(shlex.split(line)).verb in help.VERBS
 
 
 def test_the_examples_were_found() -> None:

@@ -25,7 +25,7 @@ from manager_vm.trust.enrolment import CertifiedKey, Pending
 from manager_vm.trust.register import Register
 from manager_vm.trust.signing import SigningKey
 from manager_vm.trust.tpm_constants import Alg, Attributes, Type
-from tests import certificate_links
+from tests import unlinkable_sks
 from tests.unit import software_tpm
 from tests.unit.software_tpm import AK, SK
 from tests.unit.statements import AUTHORITY, STRANGER, forgeries
@@ -293,7 +293,7 @@ def test_what_is_no_answer_is_refused(keys: Any) -> None:
 def test_certificates_of_one_month_differ_in_nothing_that_links() -> None:
     keys = [ec.generate_private_key(ec.SECP256R1()).public_key() for _ in range(12)]
     made = [attestation_ca.certify_sk(key, AUTHORITY, NOW.replace(day=1 + day)) for day, key in enumerate(keys)]
-    assert certificate_links.linking([made[:6], made[6:]]) == []
+    assert unlinkable_sks.linking([made[:6], made[6:]]) == []
     found = x509.load_der_x509_certificate(made[0])
     assert found.not_valid_before_utc == NOW.replace(day=1, hour=0)
     assert found.not_valid_after_utc == NOW.replace(day=1, hour=0, year=NOW.year + 10)

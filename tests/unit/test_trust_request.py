@@ -144,8 +144,8 @@ def test_only_so_many_challenges_are_remembered_and_the_newest_ones_are() -> Non
 
 READING = {"status", "list", "show", "info", "ek_cert", "groups", "challenge", "approvals"}
 MAY = {
-    Role.AUDITOR: READING | {"operators", "audit", "platform_show"},
-    Role.OPERATOR: READING | {"operators", "platform_show", "create", "start", "stop", "destroy", "certify"},
+    Role.AUDITOR: READING | {"operators", "audit", "platform_show", "quote"},
+    Role.OPERATOR: READING | {"operators", "platform_show", "quote", "create", "start", "stop", "destroy", "certify"},
     Role.ADMIN: set(rules.RULES) - {"provision"},
 }
 

@@ -57,7 +57,7 @@ def _rest(found: x509.Certificate, spki: bytes) -> bytes:
 
 
 def main() -> int:
-    """``python -m tests.certificate_links DIR DIR...``: a directory of certificates (*.der) for each host."""
+    """``python -m tests.unlinkable_sks DIR DIR...``: a directory of certificates (*.der) for each host."""
     hosts = [[path.read_bytes() for path in sorted(Path(name).glob("*.der"))] for name in sys.argv[1:]]
     found = linking(hosts)
     print("\n".join(found) or f"nothing links {sum(map(len, hosts))} certificates to {len(hosts)} hosts")
