@@ -20,8 +20,10 @@ from tests.integration.harness import Manager, processes, until
 class Make(Protocol):
     """Makes one more manager in a directory of its own; not started yet."""
 
-    def __call__(self, table: dict[str, Any] | None = None, prefix: tuple[str, ...] = ()) -> Manager:
-        """See ``Manager``."""
+    def __call__(
+        self, table: dict[str, Any] | None = None, prefix: tuple[str, ...] = (), *, fresh: bool = False
+    ) -> Manager:
+        """See ``Manager``. ``fresh``: nobody has provisioned it; otherwise it is a copy of one that was."""
 
 
 @contextmanager
@@ -58,14 +60,33 @@ def _end_leftovers(directory: Path) -> None:
     subprocess.run(["umount", "-q", str(directory / "m/state")], check=False, stderr=subprocess.DEVNULL)
 
 
+@pytest.fixture(scope="session")
+def provisioned() -> Iterator[Path]:
+    """The directory of a manager (``m``) that was provisioned once for all: that takes a second."""
+    with _directory() as directory:
+        (directory / "m").mkdir(mode=0o711)
+        manager = Manager(directory / "m").start()
+        manager.stop()
+        yield directory
+
+
+def _copy(provisioned: Path, directory: Path) -> None:
+    """State disk, hardware TPM and authority, for a manager in ``directory``."""
+    for part in ("state", "hwtpm"):
+        shutil.copytree(provisioned / "m" / part, directory / part)
+    shutil.copytree(provisioned / "authority", directory.parent / "authority")
+
+
 @pytest.fixture
-def make() -> Iterator[Make]:
+def make(provisioned: Path) -> Iterator[Make]:
     """A factory of managers."""
     with ExitStack() as stack:
 
-        def one(table: dict[str, Any] | None = None, prefix: tuple[str, ...] = ()) -> Manager:
+        def one(table: dict[str, Any] | None = None, prefix: tuple[str, ...] = (), *, fresh: bool = False) -> Manager:
             directory = stack.enter_context(_directory()) / "m"  # its authority stands beside it
             directory.mkdir(mode=0o711)
+            if not fresh and not prefix and "authority_dir" not in (table or {}):
+                _copy(provisioned, directory)
             return stack.enter_context(_managed(directory, table, prefix))
 
         yield one

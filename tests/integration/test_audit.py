@@ -19,6 +19,12 @@ from tests.integration.harness import Manager, Refused, environment, until
 from tests.integration.test_operators import People, local_key, send, signed
 
 
+@pytest.fixture
+def manager(make: Make) -> Manager:
+    """A running manager whose log begins with its provisioning."""
+    return make(fresh=True).start()
+
+
 def entries(manager: Manager, last: int = 1000) -> list[dict[str, Any]]:
     """The whole log."""
     found: list[dict[str, Any]] = manager.ctl("audit", "--last", str(last))

@@ -227,7 +227,7 @@ def test_a_channel_is_not_made_where_something_else_stands(manager: Manager) -> 
 
 
 def test_a_directory_that_another_user_made_is_refused_to_root(make: Make) -> None:
-    manager = make()
+    manager = make(fresh=True)
     for directory in (manager.directory.parent, manager.directory):  # its authority is made beside it
         os.chown(directory, 65534, 65534)
     argv = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--", *command(manager)]

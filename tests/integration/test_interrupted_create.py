@@ -72,7 +72,7 @@ def test_a_create_that_is_killed_after_its_blob_was_written_leaves_all_or_nothin
 
 @pytest.mark.parametrize("part", ["keyslot", "approvals/0.json", "manifest.pending", "manifest"])
 def test_a_first_start_that_is_killed_is_repeated(make: Make, part: str) -> None:
-    manager = make()
+    manager = make(fresh=True)
     manager.launch()
     until((manager.state / part).exists, what=f"{part} is written")
     manager.kill()
