@@ -85,9 +85,10 @@ def make(provisioned: Path) -> Iterator[Make]:
         def one(table: dict[str, Any] | None = None, prefix: tuple[str, ...] = (), *, fresh: bool = False) -> Manager:
             directory = stack.enter_context(_directory()) / "m"  # its authority stands beside it
             directory.mkdir(mode=0o711)
-            if not fresh and not prefix and "authority_dir" not in (table or {}):
-                _copy(provisioned, directory)
-            return stack.enter_context(_managed(directory, table, prefix))
+            manager = stack.enter_context(_managed(directory, table, prefix))
+            if not fresh and not prefix and not {"authority_dir", "swtpm"} & (table or {}).keys():
+                manager.prepare = lambda: _copy(provisioned, directory)
+            return manager
 
         yield one
 

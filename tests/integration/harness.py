@@ -73,6 +73,7 @@ class Manager:
         words = ["dev", str(directory)] if table is None else ["daemon", "--config", str(self._config(table))]
         self.program = ["-m", "manager_vm", *words]  # for Python
         self._process: subprocess.Popen[bytes] | None = None
+        self.prepare: Callable[[], None] = lambda: None  # called before the first start on an empty directory
 
     def _config(self, table: dict[str, Any]) -> Path:
         values = {
@@ -95,6 +96,8 @@ class Manager:
 
     def launch(self) -> subprocess.Popen[bytes]:
         """Start the process, do not wait."""
+        if not self.state.exists():
+            self.prepare()
         argv = [*self._prefix, sys.executable, *self.program]
         with open(self._log, "ab") as log:
             self._process = subprocess.Popen(

@@ -253,7 +253,7 @@ def completed(script: Path, vtpmctl: str, *words: str) -> list[str]:
 def test_a_completion_script_is_one_that_its_shell_can_read(scripts: dict[str, Path], shell: str) -> None:
     if shell == "fish" and not shutil.which("fish"):
         lines = scripts[shell].read_text().replace("\\\n", "").splitlines()
-        assert len(lines) == 7 + 3 * len(actions.ACTIONS) and all(
+        assert len(lines) == 8 + 3 * len(actions.ACTIONS) and all(
             line.startswith("complete -c vtpmctl ") for line in lines
         )
         return

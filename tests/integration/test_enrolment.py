@@ -334,7 +334,7 @@ def test_only_an_admin_takes_a_step_and_a_challenge_of_others_is_not_answered(si
 
 
 def test_dev_enrols_itself_with_the_authority_beside_it(make: Make) -> None:
-    first, second = make().start(), make().start()
+    first, second = make(fresh=True).start(), make(fresh=True).start()
     shown = [manager.ctl("platform", "show") for manager in (first, second)]
     assert all(each["enrolled"] and each["keys"]["free"] == 8 for each in shown)
     assert shown[0]["platform"] != shown[1]["platform"]

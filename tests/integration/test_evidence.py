@@ -402,7 +402,9 @@ def test_tpm2_eventlog_and_both_verifiers_read_an_event_log_alike(tmp_path: Path
     values = event_logs.values(event_logs.BOOT)
     replayed = independent_verifier.replay(log)
     for pcr in (0, 4, 9, 11):
-        assert values[pcr].hex() in said.partition("pcrs:")[2] and replayed[pcr] == values[pcr], pcr
+        assert replayed[pcr] == values[pcr], pcr
+    for pcr in (4, 9, 11):  # not 0: tpm2_eventlog 5.4 does not know the locality of the startup (EV_NO_ACTION)
+        assert values[pcr].hex() in said.partition("pcrs:")[2], pcr
 
 
 def test_both_verifiers_agree_about_a_bundle_with_an_event_log(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -335,7 +335,7 @@ def test_what_is_no_provisioning_changes_nothing(new: Manager, tmp_path: Path) -
 
 
 def test_managers_that_start_at_once_share_the_authority_beside_them(make: Make) -> None:
-    first = make()
+    first = make(fresh=True)
     managers = [first]
     for name in "no":
         directory = first.directory.parent / name
@@ -356,7 +356,7 @@ def test_managers_that_start_at_once_share_the_authority_beside_them(make: Make)
 
 
 def test_an_authority_that_others_could_change_is_refused_at_the_first_start(make: Make) -> None:
-    manager = make()
+    manager = make(fresh=True)
     manager.authority.mkdir(mode=0o755)
     code, text = manager.refuse_to_start()
     assert code == ConfigError.exit_code and "must be a directory of this user with mode 0700" in text
