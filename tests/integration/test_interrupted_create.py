@@ -50,7 +50,7 @@ def test_a_create_that_is_killed_at_any_time_leaves_all_or_nothing(manager: Mana
     """Moments spread over the whole of a create; some find the vTPM made, some do not, or this proves little."""
     outcomes = set()
     began = time.monotonic()
-    manager.ctl("create", "a")
+    assert manager.vtpmctl_later("create", "a").wait(20) == 0  # as below: a process of its own
     longest = max(time.monotonic() - began, _LONGEST)
     manager.ctl("destroy", "a", "--yes")
     for step in range(10):

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 
@@ -127,6 +128,12 @@ def test_a_hanging_swtpm_is_killed_at_the_deadline(impatient: Manager) -> None:
     assert impatient.guest("a").run("tpm2_getrandom", "8")
 
 
+def asks(pid: int) -> bool:
+    """Whether a vtpmctl has its connection to the manager."""
+    links = (os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir())
+    return any(link.startswith("socket:") for link in links)
+
+
 def test_while_a_swtpm_hangs_the_operator_is_answered_about_all_others(make: Make) -> None:
     manager = make({"command_deadline": 6.0}).start()
     manager.add("a", "b", "c")
@@ -137,6 +144,8 @@ def test_while_a_swtpm_hangs_the_operator_is_answered_about_all_others(make: Mak
         session.send(Command(seq, 0, tpm.get_random(8)))
         assert session.silent(0.3)
         detaching = manager.vtpmctl_later("detach", "a")
+        until(lambda: asks(detaching.pid), what="the operator asks")
+        time.sleep(0.3)
         with at_most(3):
             assert manager.show("a")["state"] == "running"
             assert len(manager.ctl("list")) == 3

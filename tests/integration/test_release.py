@@ -191,6 +191,9 @@ def test_only_an_admin_releases_only_what_is_quarantined_and_the_log_says_so(
     log = entries(manager)
     (at,) = (index for index, entry in enumerate(log) if entry["event"] == "released")
     request, released, outcome = log[at - 1 : at + 2]
-    assert (request["verb"], request["args"]) == ("release", {"name": "a", "discard": ""})
+    assert (request["verb"], request["args"]) == (
+        "release",
+        {"name": "a", "discard": "", "group": "default"},
+    )
     assert (released["event"], released["vtpm"], released["state"]) == ("released", "a", "parked")
     assert "its state is whole" in released["mark"] and outcome["outcome"] == "ok"
