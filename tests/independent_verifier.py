@@ -29,7 +29,8 @@ EK_P256 = bytes.fromhex(
     "0023000b000300b20020837197674484b3f81a90cc8d46a5d724fd52d76e06520b64f2a1da1b331469aa000600800043001000030010"
 )
 HASHES = {0x000B: "sha256", 0x000C: "sha384", 0x000D: "sha512", 0x0004: "sha1"}
-SIGNS_VTPMS = "2.25.180444390874761653704387151832824701129"
+ECDSA_WITH_SHA256 = bytes.fromhex("300a06082a8648ce3d040302")
+SIGNS_VTPMS = "signs credentials of virtual TPMs"
 Key = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
 
 
@@ -159,10 +160,13 @@ def verify(told: dict[str, Any], authority: Any, nonce: bytes, expected: dict[in
         names = sized(ek_name) + sized(b"\0\x0b" + sha(area))
         binding = sha(b"vtpm-manager linked quote 1\0", names, sha(quote), sized(nonce))
     chain = [x509.load_der_x509_certificate(b64(each)) for each in told["voucher"]["chain"]]
-    for each in chain:
+    for each, der in zip(chain, map(b64, told["voucher"]["chain"]), strict=True):
         authority.verify(each.signature, each.tbs_certificate_bytes, ec.ECDSA(hashes.SHA256()))
-    usages = chain[0].extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-    demand([usage.dotted_string for usage in usages] == [SIGNS_VTPMS], "usage of the SK")
+        bits = b"\x03" + bytes([len(each.signature) + 1, 0]) + each.signature
+        demand(der.endswith(each.tbs_certificate_bytes + ECDSA_WITH_SHA256 + bits), "encoding of the SK's chain")
+    (policy,) = chain[0].extensions.get_extension_for_class(x509.CertificatePolicies).value
+    texts = [each.explicit_text for each in policy.policy_qualifiers or [] if isinstance(each, x509.UserNotice)]
+    demand(texts == [SIGNS_VTPMS], "usage of the SK")
     demand(chain[0].not_valid_before_utc <= NOW <= chain[0].not_valid_after_utc, "validity of the SK")
     ecdsa(chain[0].public_key(), b64(told["voucher"]["signature"]), binding, digest=True)
     if told["kind"] != "third-party":
