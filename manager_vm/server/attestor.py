@@ -48,13 +48,13 @@ class Attestor:
             self._worker.submit(self._vouch, name, question, public, done)
             self._waiting += 1
 
-    def platform(self, name: str, nonce: bytes) -> bytes:
+    def platform(self, name: str, nonce: bytes, group: str | None = None) -> bytes:
         """The evidence about a vTPM that an operator asks for."""
         with self._lock:
             if not self._operators.allows(time.monotonic()):
                 raise NoEvidenceError(f"too many questions for evidence; again in {INTERVAL:.0f} s", Refusal.LATER)
             self._demand_room()
-            made = self._worker.submit(self._platform, name, nonce)
+            made = self._worker.submit(self._platform, name, nonce, group)
             self._waiting += 1
         try:
             return made.result(_PATIENCE)
@@ -82,12 +82,12 @@ class Attestor:
             answer = QuoteRefused(question.token, Refusal.HARDWARE, "a defect of the manager; see its log")
         done(answer)
 
-    def _platform(self, name: str, nonce: bytes) -> bytes:
+    def _platform(self, name: str, nonce: bytes, group: str | None) -> bytes:
         self._begun()
-        return evidence.platform_quote(self._voucher, self._subject(name), nonce)
+        return evidence.platform_quote(self._voucher, self._subject(name, group), nonce)
 
-    def _subject(self, name: str) -> Subject:
-        record = self._registry.record(name)
+    def _subject(self, name: str, group: str | None = None) -> Subject:
+        record = self._registry.record(name, group)
         ca = self._manifest.contents.group(record.group).ca_certificate
         return Subject(record.uuid, record.ek_names, record.certificates, ca)
 

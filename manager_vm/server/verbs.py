@@ -135,7 +135,7 @@ class Verbs:
 
     def quote(self, args: dict[str, Any]) -> bytes:
         """Evidence (EVIDENCE.md) that this vTPM is on this platform, for ``nonce``."""
-        return self._attestor.platform(_name(args), _get(args, "nonce", bytes, b""))
+        return self._attestor.platform(_name(args), _get(args, "nonce", bytes, b""), _group(args))
 
     def attach(self, args: dict[str, Any]) -> dict[str, Any]:
         """Wire a vTPM to a channel and name the running boot (none given: power on what is off, else the newest)."""

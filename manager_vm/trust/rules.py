@@ -50,7 +50,9 @@ RULES: dict[str, Rule] = {
     "show": _ANYBODY,
     "info": _ANYBODY,
     "ek_cert": _ANYBODY,
-    "quote": Rule(frozenset(Role), changes=False),  # it costs the hardware TPM's time, and says what is on this host
+    "quote": Rule(
+        frozenset(Role), changes=False, about=About.VTPM
+    ),  # it costs the hardware TPM's time, and says what is on this host
     "challenge": _ANYBODY,
     "provision": Rule(frozenset(), signed=False),  # by whoever comes first, once
     "create": Rule(_WORKERS, about=About.GROUP),

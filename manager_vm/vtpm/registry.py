@@ -68,9 +68,9 @@ class Registry:
         with self._lock:
             return [self._vtpms[name] for name in sorted(self._vtpms)]
 
-    def record(self, name: str) -> VtpmRecord:
+    def record(self, name: str, group: str | None = None) -> VtpmRecord:
         """The committed record of a vTPM."""
-        return self._record(self.get(name))
+        return self._record(self.get(name, group))
 
     def _record(self, vtpm: Vtpm) -> VtpmRecord:
         record = self._manifest.contents.vtpms.get(vtpm.uuid)

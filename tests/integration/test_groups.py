@@ -32,7 +32,12 @@ def test_a_tenants_vtpm_is_made_started_and_destroyed_by_the_tenants_operators_o
     manager = tenants.manager
     assert rows(manager) == {"default": 1, "acme": 1, "beta": 0}
     assert {row["name"]: row["group"] for row in manager.ctl("list")} == {"a": "acme", "d": "default"}
-    for args in (("create", "b", "--group", "acme"), ("start", "a", "--power-on"), ("destroy", "a", "--yes")):
+    for args in (
+        ("create", "b", "--group", "acme"),
+        ("start", "a", "--power-on"),
+        ("destroy", "a", "--yes"),
+        ("certify", "a", "--ak", "0x81010002"),
+    ):
         with pytest.raises(Refused, match="is about group 'acme'") as refused:
             manager.ctl(*args)  # with the key of the platform's admin
         assert refused.value.code == EvidenceError.exit_code

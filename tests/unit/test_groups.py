@@ -167,7 +167,7 @@ PLATFORM = {role: Operator(role, role, ALICE.public) for role in Role}
 ACMES = {role: Operator(role, role, BOB.public, group="acme") for role in Role}
 
 
-@pytest.mark.parametrize("verb", ["create", "start", "destroy", "release"])
+@pytest.mark.parametrize("verb", ["create", "start", "destroy", "release", "certify"])
 def test_what_is_a_groups_only_its_operators_make_start_and_destroy(verb: str) -> None:
     for role in rules.RULES[verb].roles:
         assert rules.choose(verb, "acme", [ACMES[role]]) is ACMES[role]
@@ -176,6 +176,13 @@ def test_what_is_a_groups_only_its_operators_make_start_and_destroy(verb: str) -
     for stranger in [*PLATFORM.values(), replace(ACMES[Role.ADMIN], group="beta")]:
         with pytest.raises(EvidenceError, match=r"is about group 'acme': it takes an operator whom its authority"):
             rules.choose(verb, "acme", [stranger])
+
+
+def test_nobody_of_the_platform_has_a_groups_vtpm_quoted() -> None:
+    for role in Role:
+        assert rules.choose("quote", "acme", [ACMES[role]]) is ACMES[role]
+        with pytest.raises(EvidenceError, match="is about group 'acme'"):
+            rules.choose("quote", "acme", [PLATFORM[role]])
 
 
 def test_the_platforms_admin_may_stop_a_groups_vtpm_and_nobody_else_of_the_platform() -> None:
