@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from pathlib import Path
 
 from manager_vm import __main__
 from manager_vm.store.manifest import Manifest, Step
@@ -20,6 +21,11 @@ from manager_vm.wire import tpm
 BEFORE, AFTER = "before NV_Write", "after NV_Write"
 POINTS = (*Step, BEFORE, AFTER)
 _NV_WRITE = 0x137
+
+
+def program(directory: Path, point: str, armed: Path) -> list[str]:
+    """For Python: a manager on ``directory`` that dies there."""
+    return ["-m", "tests.integration.crashing", str(directory), point, str(armed)]
 
 
 def main() -> int:

@@ -23,7 +23,7 @@ COMMITTED = {Step.ANCHORED, Step.RENAMED, crashing.AFTER}
 def crash(manager: Manager, point: str, *verb: str) -> None:
     """A manager that dies at ``point`` of the first commit of ``verb``."""
     armed, program = manager.directory / "armed", manager.program
-    manager.program = ["-m", "tests.integration.crashing", str(manager.directory), point, str(armed)]
+    manager.program = crashing.program(manager.directory, point, armed)
     manager.start()
     armed.touch()
     with pytest.raises(Refused):
