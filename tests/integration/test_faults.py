@@ -151,7 +151,8 @@ def test_a_swtpm_that_does_not_start_once_is_not_taken_for_damage(make: Make, tm
     assert manager.show("a")["state"] == "running"
 
 
-def test_one_hanging_guest_at_the_managers_end_costs_a_busy_one_nothing(manager: Manager) -> None:
+def test_one_hanging_guest_at_the_managers_end_costs_a_busy_one_nothing(make: Make) -> None:
+    manager = make({"command_deadline": 4.0}).start()
     manager.add("a", "b")
     codes: list[int] = []
     enough = threading.Event()
@@ -205,7 +206,8 @@ def test_too_many_clients_at_once_are_over_when_they_have_left(make: Make) -> No
     assert [row["name"] for row in manager.ctl("list")] == ["a"]
 
 
-def test_a_request_under_way_at_the_end_is_finished_before_everything_is_parked(manager: Manager) -> None:
+def test_a_request_under_way_at_the_end_is_finished_before_everything_is_parked(make: Make) -> None:
+    manager = make({"command_deadline": 4.0}).start()
     manager.add("a", "h")
     manager.ctl("stop", "a")
     with hang(manager, "h"):
