@@ -28,6 +28,8 @@ def _trust(old: Contents, new: Contents) -> Iterator[Event]:
     gone = sorted(old.operators.keys() - new.operators.keys())
     if changed or gone:
         yield "operators changed", {"keys": changed, "superseded": gone}
+    if new.recovery != old.recovery:
+        yield "recovery recipient", {"statement": crypto.digest(new.recovery.statement).hex(), "off": new.recovery.off}
     if new.identity is not None and new.identity != old.identity:
         yield from _identity(old.identity or Identity(b""), new.identity)
 
