@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from manager_vm.ctl import help_recovery
+
 DESCRIPTION = "Drive a vTPM manager: the manager VM of a host, or `python -m manager_vm dev DIR`."
 
 EPILOG = """\
@@ -50,7 +52,7 @@ VERBS = {
     "info": "what the running vTPM says of itself: manufacturer, lockout counter, PCR banks",
     "ek-cert": "an EK certificate, or the CA's, as PEM",
     "authority": "[offline] sign what managers must know: which images may unseal, who operates, which platforms",
-    "key": "[offline] make a signature key",
+    "key": "[offline] make a key, for an operator or for recovery",
     "provision": "tell a new manager its authority and first operators: once, by whoever comes first",
     "approve": "[signed] let an image unseal the root key from its next boot on: an approval of the authority",
     "upgrade": "[signed] 'approve', and what to do next for an upgrade in place",
@@ -58,6 +60,8 @@ VERBS = {
     "approvals": "which images may unseal the root key there, and which not any more",
     "operator": "[signed] add or remove an operator by a statement of the authority, or list them",
     "platform": "[signed] enrol the manager's hardware TPM with the authority: evidence, activate, install; show",
+    "recovery": "to whom keys are wrapped for recovery, what was recovered: show; [signed] set, off",
+    "recover": "bring a manager whose hardware TPM is lost to this one: recovery key, order of the authority",
     "audit": "[signed] the manager's audit log: shown, followed, verified; `audit verify FILE` needs no manager",
     "doctor": "what this machine has and lacks",
     "completion": "print shell completion: source <(vtpmctl completion bash)",
@@ -180,7 +184,7 @@ that only images unseal it which this authority approves, sets the TPM's authori
 and anchors the first manifest there. The approval must be that of the image which runs.
 A TPM that belongs to another manager is refused. What was cut off is continued by asking
 again. `dev` and the simulated host do all this by themselves, with an authority in the
-directory named authority.
+directory named authority. --recovery: see 'recovery'.
 
 example: vtpmctl -m /run/vtpm provision authority.pub alice.json --approval 0.json
 """,
@@ -272,4 +276,5 @@ examples:
   source <(vtpmctl completion bash)                 also zsh
   vtpmctl completion fish | source
 """,
+    **help_recovery.DETAILS,
 }

@@ -11,7 +11,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from manager_vm.ctl import actions, audit, authority, completion, doctor, help, operators, output, platforms, wiring
+from manager_vm.ctl import (
+    actions,
+    audit,
+    authority,
+    completion,
+    doctor,
+    help,
+    operators,
+    output,
+    platforms,
+    recovery,
+    wiring,
+)
 from manager_vm.ctl.client import Client, operator_key, sockets
 from manager_vm.ctl.doctor import Level
 from manager_vm.errors import ConfigError, VtpmManagerError
@@ -181,6 +193,8 @@ _HANDLERS: dict[str, Callable[[Args], int | None]] = {
     "provision": lambda args: operators.provision(args, _call),
     "operator": lambda args: operators.operator(args, _call),
     "platform": lambda args: platforms.platform(args, _call),
+    "recovery": lambda args: recovery.recipient(args, _call),
+    "recover": lambda args: recovery.recover(args, _call),
     "approve": lambda args: operators.approve(args, _call),
     "upgrade": lambda args: operators.upgrade(args, _call),
     "revoke": lambda args: operators.revoke(args, _call),
@@ -262,6 +276,7 @@ def _add_arguments(verbs: dict[str, argparse.ArgumentParser]) -> None:
     cert.add_argument("--out", type=Path, metavar="FILE", help="write there")
     operators.add_arguments(verbs)
     platforms.add_arguments(verbs["platform"])
+    recovery.add_arguments(verbs)
     audit.add_arguments(verbs["audit"])
     verbs["completion"].add_argument("shell", choices=completion.SHELLS)
 

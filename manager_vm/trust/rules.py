@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NoReturn
 
 from manager_vm.errors import ConfigError, EvidenceError
 from manager_vm.trust.operator import Role
@@ -29,6 +30,11 @@ RULES: dict[str, Rule] = {
     "ek_cert": _ANYBODY,
     "challenge": _ANYBODY,
     "provision": Rule(frozenset(), signed=False),  # by whoever comes first, once
+    "recover_offer": Rule(frozenset(), signed=False, changes=False),  # both: the authority's order decides
+    "recover": Rule(frozenset(), signed=False),
+    "recovery": _ANYBODY,
+    "recovery_set": _ADMINS,
+    "recovery_off": _ADMINS,
     "create": _OPERATORS,
     "start": _OPERATORS,
     "stop": _OPERATORS,
@@ -71,7 +77,12 @@ def demand_unsigned(verb: str, *, provisioned: bool) -> None:
 def demand_provisioned(verb: str, *, provisioned: bool) -> None:
     """ConfigError before the manager knows an authority: then nobody can be asked who may change anything."""
     if not provisioned:
-        raise ConfigError(f"this manager has no authority yet, so nobody may ask it to {verb!r}: provision first")
+        refuse_before_provisioning(verb)
+
+
+def refuse_before_provisioning(verb: str) -> NoReturn:
+    """ConfigError."""
+    raise ConfigError(f"this manager has no authority yet, so nobody may ask it to {verb!r}: provision first")
 
 
 def demand_role(verb: str, role: Role) -> None:
