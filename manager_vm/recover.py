@@ -84,7 +84,8 @@ class Waiting:
         data = self._begun(store) or self._begin(store, authority)
         root = self._slot.unseal(found.approvals, found.complaints, self._slot.parse(data))
         for each in more:
-            approvals.deposit(self._state / "approvals", each, authority)
+            if approval.verify(each, authority).number not in approval.numbers(order.revoked):
+                approvals.deposit(self._state / "approvals", each, authority)
         authorizations = auths.derive(root, self._srk)
         ownership.take(self._tpm, authorizations)
         nv.revoke(self._tpm, authorizations, order.revoked)
