@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import shutil
+import socket
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
+from manager_vm.errors import IntegrityError
 from manager_vm.store import sealed
 from manager_vm.trust import policy, recovery
 from manager_vm.trust.authority import AuthorityDirectory
 from manager_vm.trust.operator import Role
 from manager_vm.trust.recovery_register import RecoveryRegister
-from manager_vm.trust.signing import SigningKey
+from manager_vm.trust.signing import SigningKey, VerifyKey
 from tests.integration.conftest import Make
 from tests.integration.harness import Refused, until
 
@@ -226,3 +228,148 @@ def test_each_wrong_key_order_and_approval_is_refused_by_its_own_error_and_chang
         ready.recover(ready.order(said), "--approval", str(good.approve("another", OTHER)))
     ready.recovered(ready.order(said), "--approval", str(anew))
     assert {row["number"]: row["state"] for row in ready.ctl("approvals")}[0] == "revoked"  # as on the TPM before
+
+
+# -- the recipient --------------------------------------------------------------------------------------------
+
+
+def test_the_authority_alone_says_to_whom_keys_are_wrapped_and_never_goes_back(ready: Site) -> None:
+    register, first = RecoveryRegister(ready.authority), ready.recipient
+    newer, made = register.name_recipient(ready.key("second").public)
+    mine = ready.path / "mine.json"
+    mine.write_bytes(recovery.name_recipient(ready.key("mallory").public, 99, ready.alice))
+    with pytest.raises(Refused, match="not signed by anybody who is trusted"):
+        ready.ctl("recovery", "set", str(mine))
+    bob = ready.key("bob")
+    ready.ctl("operator", "add", str(ready.authority.enroll_operator("bob", bob.public, Role.OPERATOR)))
+    with pytest.raises(Refused, match="the role operator may not ask"):
+        ready.manager.ctl("--key", str(ready.path / "bob.key"), "recovery", "set", str(newer))
+    assert ready.ctl("recovery", "set", str(newer))["recipient"] == made.key.id
+    ready.ctl("recovery", "off")
+    with pytest.raises(Refused, match="the authority has named another"):
+        ready.ctl("recovery", "set", str(first))
+    with pytest.raises(Refused, match="nothing to switch off"):
+        ready.ctl("recovery", "off")
+    told = ready.ctl("recovery", "set", str(newer))
+    assert (told["recipient"], told["serial"], told["active"]) == (made.key.id, made.serial, True)
+    assert [each["event"] for each in ready.ctl("audit")].count("recovery recipient") == 3
+
+
+def test_each_commit_wraps_anew_and_an_old_disk_opens_with_the_recovery_key_alone(ready: Site) -> None:
+    disks = []
+    for name in ("a", "b", "c"):
+        ready.ctl("create", name)
+        disks.append((ready.manager.state / "manifest").read_bytes())
+    ready.ctl("destroy", "a", "--yes")
+    ready.manager.stop()
+    found = [sealed.look(each) for each in disks]
+    assert len({each.stanza for each in found}) == len({each.stanza[:65] for each in found}) == 3
+    keys = [recovery.unwrap_keys(ready.holder, each.stanza, each.manager) for each in found]
+    assert len({root.reveal() for root, _ in keys}) == 1 and len({store.reveal() for _, store in keys}) == 3
+    opened = sealed.open_with(disks[0], keys[0][1])  # the documented power: what was destroyed is there
+    assert [record.name for record in opened.vtpms.values()] == ["a"] and len(opened.keys) == 1
+    with pytest.raises(IntegrityError, match="key table"):
+        sealed.open_with(disks[0], keys[1][1])
+    with pytest.raises(IntegrityError, match="another key"):
+        recovery.unwrap_keys(ready.alice, found[0].stanza, found[0].manager)
+    with pytest.raises(IntegrityError):  # a stanza of one disk in another: the associated data of the key table
+        sealed.open_with(disks[0].replace(found[0].stanza, found[1].stanza), keys[0][1])
+
+
+# -- which TPMs -----------------------------------------------------------------------------------------------
+
+
+def test_a_tpm_of_another_manager_and_an_older_disk_on_its_own_tpm_are_refused_as_ever(ready: Site, make: Make) -> None:
+    older = ready.path / "older"
+    shutil.copytree(ready.manager.state, older)
+    ready.ctl("create", "a")
+    ready.manager.stop()
+    shutil.copytree(ready.manager.state, newest := ready.path / "newest")
+    shutil.rmtree(ready.manager.state)
+    shutil.copytree(older, ready.manager.state)
+    code, line = ready.manager.refuse_to_start()
+    assert code == TRUST and "is not the anchored one" in line
+    other = make().start()
+    other.stop()
+    shutil.rmtree(ready.manager.state)
+    shutil.copytree(newest, ready.manager.state)
+    shutil.rmtree(ready.manager.directory / "hwtpm")
+    shutil.copytree(other.directory / "hwtpm", ready.manager.directory / "hwtpm")
+    code, line = ready.manager.refuse_to_start()
+    assert code == TRUST and "not the one that the root key is sealed to" in line
+
+
+@pytest.mark.parametrize("how", ["missing", "damaged"])
+def test_the_old_keyslot_is_not_needed(ready: Site, how: str) -> None:
+    ready.ctl("create", "a")
+    ready.manager.stop()
+    keyslot = ready.manager.state / "keyslot"
+    keyslot.unlink() if how == "missing" else keyslot.write_bytes(b"{}")
+    said = ready.lose_tpm()
+    assert how in ready.manager.ctl("status")["warnings"][-1]
+    ready.recovered(ready.order(said))
+    assert ready.manager.show("a")["generation"] == 2
+
+
+def test_a_broken_audit_log_does_not_hinder_a_recovery(ready: Site) -> None:
+    ready.manager.stop()
+    (ready.manager.state / "audit.log").write_bytes(b"nonsense\n")
+    ready.recovered(ready.order(ready.lose_tpm()))
+    events = str(ready.ctl("audit"))
+    assert "chain broken" in events and "recovered" in events
+
+
+# -- secrets --------------------------------------------------------------------------------------------------
+
+
+class Recorded(socket.socket):
+    """A client's connection; what passes is kept."""
+
+    passed: ClassVar[list[bytes]] = []
+
+    def sendall(self, data: Any, *more: Any) -> None:
+        self.passed.append(bytes(data))
+        super().sendall(data, *more)
+
+    def recv(self, *args: Any) -> bytes:
+        data = super().recv(*args)
+        self.passed.append(data)
+        return data
+
+
+def test_no_key_crosses_the_admin_link_or_lies_on_the_disk_in_clear(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager, secrets, holder = make(), tmp_path / "secrets", SigningKey.create()
+    manager.program = ["-m", "tests.integration.spying", str(manager.directory), str(secrets)]
+    manager.start()
+    register = RecoveryRegister(AuthorityDirectory.open(manager.authority))
+    manager.ctl("recovery", "set", str(register.name_recipient(holder.public)[0]))
+    manager.ctl("create", "a")
+    manager.stop()
+    outside = sealed.look((manager.state / "manifest").read_bytes())
+    root, store = recovery.unwrap_keys(holder, outside.stanza, outside.manager)
+    shutil.rmtree(manager.directory / "hwtpm")
+    manager.start()
+    waiting, said = manager.log().count("READY"), manager.ctl("status")["recovery"]
+    ordered = register.order(said["manager"], said["from"], said["to"], "")[0].read_bytes()
+    monkeypatch.setattr("socket.socket", Recorded)
+    with manager.admin() as client:
+        offer = client.call("recover_offer")
+        receiver = VerifyKey.from_der(offer["key"])
+        handover = recovery.hand_over(holder, offer["stanza"], offer["manager"], ordered, receiver)
+        client.call("recover", order=ordered, approvals=[], handover=handover)
+    monkeypatch.undo()
+    until(lambda: manager.log().count("READY") == waiting + 2, 30, "READY")  # in its log, and printed
+    assert manager.show("a")["generation"] == 2
+    assert manager.ctl("platform", "show")["enrolled"]  # the new TPM, by dev's authority
+    manager.stop()
+    keys = {bytes.fromhex(line) for line in secrets.read_text().split()}
+    assert {root.reveal(), store.reveal()} <= keys  # the spy knows what it should
+    link = b"".join(Recorded.passed)
+    assert handover in link and not [key for key in keys if key in link or key.hex().encode() in link]
+    own = manager.directory / "hwtpm"
+    for path in manager.directory.parent.rglob("*"):
+        if path.is_file() and own not in path.parents:
+            data = path.read_bytes()
+            assert not [key for key in keys if key in data or key.hex().encode() in data], path
