@@ -5,7 +5,7 @@ cd "$(dirname "$0")"
 
 readonly VENV=.venv
 readonly PACKAGES=(
-  qemu-system-x86 ovmf swtpm mmdebstrap debian-archive-keyring tpm2-tools libtss2-dev libtss2-tcti-cmd0
+  qemu-system-x86 ovmf swtpm swtpm-tools mmdebstrap debian-archive-keyring tpm2-tools libtss2-dev libtss2-tcti-cmd0
   libtss2-tcti-swtpm0 shellcheck python3-venv python3-dev gcc pkg-config openssl util-linux git ca-certificates
 )
 START=$SECONDS
@@ -118,7 +118,7 @@ main() {
     run) setup; build_images all; exec "$VENV/bin/python" -m image.host run "$@" 9>&- ;;
     test) setup; run_tests "$@" ;;
     image) setup; build_images "$@" ;;
-    bench) setup; build_images all; exec "$VENV/bin/python" -m tests.bench "$@" ;;
+    bench) setup; [[ ${1:-} == hierarchy ]] || build_images all; exec "$VENV/bin/python" -m tests.bench "$@" ;;
     clean) take_lock; rm -rf build "$VENV" ;;
     help | -h | --help) usage ;;
     *) usage >&2; exit 2 ;;

@@ -16,6 +16,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from guest_frontend import asking
+from guest_frontend.asking import Questions
 from guest_frontend.client import MOST, Client
 from guest_frontend.link import TOOL_PATIENCE, Link
 from guest_frontend.rm import ResourceManager, Space
@@ -117,6 +119,7 @@ def serve(base: Path, channel: str, listener: socket.socket) -> None:
 
 def _loop(base: Path, listener: socket.socket, link: Link, manager: ResourceManager) -> None:
     clients: dict[int, tuple[Client, Space]] = {}
+    questions = Questions(link)
     while True:
         _accept(listener, clients)
         if not clients and _end(base, listener):
@@ -125,11 +128,20 @@ def _loop(base: Path, listener: socket.socket, link: Link, manager: ResourceMana
             clients[fd][0].transfer()
         for fd, (client, space) in list(clients.items()):  # one command each: clients take turns
             if client.has_command:
-                client.answer(manager.execute(space, client.command()))
+                _perform(manager, questions, client, space)
             if client.done:
                 manager.leave(space)
                 clients.pop(fd)[0].close()
         link.step()
+        questions.step()
+
+
+def _perform(manager: ResourceManager, questions: Questions, client: Client, space: Space) -> None:
+    command = client.command()
+    if asking.is_question(command):
+        questions.ask(client, command)
+    else:
+        client.answer(manager.execute(space, command))
 
 
 def _poll(listener: socket.socket, clients: dict[int, tuple[Client, Space]], link: Link) -> list[int]:
@@ -140,7 +152,8 @@ def _poll(listener: socket.socket, clients: dict[int, tuple[Client, Space]], lin
     if link.fileno() >= 0:
         poller.register(link.fileno(), select.POLLIN)
     for fd, (client, _) in clients.items():
-        poller.register(fd, client.events)
+        if not client.held:
+            poller.register(fd, client.events)
     waiting = any(client.has_command for client, _ in clients.values())
     return [fd for fd, _ in poller.poll(0 if waiting else link.timeout() * 1000 + 1) if fd in clients]
 

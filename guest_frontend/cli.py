@@ -10,6 +10,7 @@ USAGE = """\
 usage: python -m guest_frontend device CHANNEL
        python -m guest_frontend pipe CHANNEL
        python -m guest_frontend socket CHANNEL [--port N]
+       python -m guest_frontend quote CHANNEL | --device /dev/tpmrmN  --nonce HEX [options]
 
 The guest's side of a vTPM that lives in the manager.
 
@@ -22,8 +23,11 @@ pipe     raw TPM commands on stdin, responses on stdout. For tpm2-tools:
          Several at once take turns, each with its own objects and sessions; what one leaves behind is flushed.
 socket   a swtpm-style pair of TCP ports on 127.0.0.1: commands at N, control at N+1 (default 2321; 0 picks one and
          prints it). For tpm2-tools: export TPM2TOOLS_TCTI=swtpm:host=127.0.0.1,port=N
+quote    prove what this guest is and where it runs: a quote by an AK of the vTPM, and its manager's evidence for it,
+         as JSON for 'vtpmctl verify'. It goes through the front end that runs. quote --help: options.
 
-exit codes: 0 done, 2 usage, 3 configuration, 4 manager or channel unreachable, 5 protocol, 12 channel in use
+exit codes: 0 done, 2 usage, 3 configuration, 4 manager or channel unreachable, 5 protocol, 6 the manager does not
+vouch for that, 12 channel in use, or busy: again
 """
 
 
@@ -56,6 +60,10 @@ def _run(args: list[str]) -> int:
             _socket(channel, "2321")
         case ["socket", channel, "--port", port]:
             _socket(channel, port)
+        case ["quote", *rest]:
+            from guest_frontend import quoting
+
+            return quoting.main(rest)
         case _:
             print(USAGE, end="", file=sys.stderr)
             return 2

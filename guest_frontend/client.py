@@ -24,6 +24,7 @@ class Client:
         self._in = bytearray()
         self._out = bytearray()
         self._ended = False  # nothing more comes; answers may still be wanted
+        self.held = False  # what it asked for last takes time; it is not polled meanwhile
 
     def fileno(self) -> int:
         """For poll."""
@@ -39,12 +40,12 @@ class Client:
     @property
     def has_command(self) -> bool:
         """Whether ``command`` would give one."""
-        return not self._out and self._size() is not None
+        return not self._out and not self.held and self._size() is not None
 
     @property
     def done(self) -> bool:
         """Whether the client is gone, or has all it asked for."""
-        return self._ended and not self._out and not self.has_command
+        return self._ended and not self.held and not self._out and not self.has_command
 
     def transfer(self) -> None:
         """Send what is to be sent, else take what has come."""

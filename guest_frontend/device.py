@@ -12,9 +12,13 @@ import select
 import signal
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from guest_frontend import vtpm_proxy
+from guest_frontend.control import Control, path_of
 from guest_frontend.link import Link
+from manager_vm.errors import ConfigError
 from manager_vm.wire import tpm
 
 log = logging.getLogger(__name__)
@@ -50,20 +54,38 @@ def _run_device(link: Link, channel: str, stop: int) -> None:
     log.info("/dev/tpm%d is served by the vTPM behind %s", device.number, channel)
     notify("READY=1")
     try:
-        serve(device.fd, link, stop)
+        with _control(device.number, link) as control:
+            serve(device.fd, link, stop, control)
     finally:
         os.close(device.fd)
 
 
-def serve(fd: int, link: Link, stop: int) -> None:
+@contextmanager
+def _control(number: int, link: Link) -> Iterator[Control | None]:
+    """A device is worth having without it."""
+    try:
+        opened = Control(path_of(f"/dev/tpm{number}"), link)
+    except ConfigError as error:
+        log.warning("%s; 'quote --device' will not work", error)
+        yield None
+        return
+    try:
+        yield opened
+    finally:
+        opened.close()
+
+
+def serve(fd: int, link: Link, stop: int, control: Control | None = None) -> None:
     """Carry commands from ``fd`` to ``link`` and answers back until ``stop`` becomes readable."""
     outstanding = False
     while True:
-        events = _wait(fd, link, stop)
+        events = _wait(fd, link, stop, control)
         if stop in events:
             return
         answers = link.step()
         outstanding = _answer(fd, answers, outstanding)
+        if control is not None:
+            control.step(events)
         if fd in events:
             command = _read(fd)
             if command is None:
@@ -77,8 +99,10 @@ def serve(fd: int, link: Link, stop: int) -> None:
             outstanding = _answer(fd, link.submit(command, _LOCALITY), True)
 
 
-def _wait(fd: int, link: Link, stop: int) -> set[int]:
+def _wait(fd: int, link: Link, stop: int, control: Control | None = None) -> set[int]:
     poller = select.poll()
+    if control is not None:
+        control.register(poller)
     for each in (fd, stop, link.fileno()):
         if each >= 0:
             poller.register(each, select.POLLIN)

@@ -8,10 +8,11 @@ import select
 import time
 
 from manager_vm.errors import BusyError, ConfigError, ProtocolError, UnreachableError, VtpmManagerError
-from manager_vm.protocol.channel_client import KERNEL_PATIENCE, Answer, ChannelClient, Event, Lost, Send
+from manager_vm.protocol.channel_client import KERNEL_PATIENCE, Answer, ChannelClient, Event, Evidence, Lost, Send
 from manager_vm.vchan import address
 from manager_vm.vchan.endpoint import Endpoint, State
 from manager_vm.wire import channel, framing
+from manager_vm.wire.quote import QuoteBegin, QuoteRefused
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ class Link:
         self._pause = _BACKOFF[0]
         self._next_try = 0.0
         self._complaint: VtpmManagerError | None = None
+        self._outcomes: list[bytes | QuoteRefused] = []
 
     def fileno(self) -> int:
         """The end point's descriptor, -1 while there is none."""
@@ -68,6 +70,20 @@ class Link:
     def abandon(self) -> None:
         """The local client does not wait any more."""
         self._client.abandon()
+
+    @property
+    def asking(self) -> bool:
+        """Whether a question for evidence is open."""
+        return self._client.asking
+
+    def ask(self, question: QuoteBegin) -> None:
+        """A question for evidence; commands go on meanwhile. ``outcomes`` has the answer in the end."""
+        self._perform(self._client.ask(question, time.monotonic()))
+
+    def outcomes(self) -> list[bytes | QuoteRefused]:
+        """Evidence that has come, or why there is none; at most one per question."""
+        found, self._outcomes = self._outcomes, []
+        return found
 
     def execute(self, command: bytes, locality: int = 0) -> bytes:
         """Submit and wait (a TPM is one method)."""
@@ -167,6 +183,8 @@ class Link:
                     answers += self._send(message)
                 case Answer(response):
                     answers.append(response)
+                case Evidence(outcome):
+                    self._outcomes.append(outcome)
                 case Lost(reason):
                     answers += self._drop(reason, time.monotonic())
         return answers

@@ -28,9 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from manager_vm.errors import BuildError
-from manager_vm.trust.pcrs import CAPPED_PCR, capped
-
-PHASES = ("sysinit", "ready")  # the initrd has no systemd, so neither enter-initrd nor leave-initrd
+from manager_vm.trust.pcrs import CAPPED_PCR, after_phases, capped
 
 _ZERO = bytes(32)
 _ACTION = b"Calling EFI Application from Boot Option"  # EV_EFI_ACTION
@@ -86,7 +84,7 @@ def _pcr11(sections: dict[str, bytes]) -> bytes:
     for name in _SECTIONS:
         if name in sections:
             pcr = _extend(pcr, _sha256(name.encode() + b"\0"), _sha256(sections[name]))
-    return _extend(pcr, *(_sha256(phase.encode()) for phase in PHASES))
+    return after_phases(pcr)
 
 
 def _load_options(sections: dict[str, bytes]) -> bytes:

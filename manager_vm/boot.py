@@ -17,8 +17,10 @@ from manager_vm.errors import ConfigError, IntegrityError
 from manager_vm.keys import approvals
 from manager_vm.keys.anchor import NvAnchor
 from manager_vm.keys.approvals import Images
-from manager_vm.keys.ek_ca import EkCa
 from manager_vm.keys.enrolment import Enrolment
+from manager_vm.keys.evidence import HardwareVoucher
+from manager_vm.keys.hierarchy import Hardware
+from manager_vm.keys.hierarchy.platform import PlatformHardware
 from manager_vm.keys.hwtpm import auths
 from manager_vm.keys.hwtpm.auths import Authorizations
 from manager_vm.keys.hwtpm.connection import Connection
@@ -49,6 +51,8 @@ class Opened:
     journal: Journal
     registry: Registry
     enrolment: Enrolment
+    hardware: Hardware
+    voucher: HardwareVoucher
 
 
 class Ground:
@@ -67,6 +71,7 @@ class Ground:
             raise
         self.tpm = self._platform.tpm
         self.vendor_ca = self._platform.vendor_ca
+        self.event_log = self._platform.event_log
 
     def close(self) -> None:
         """Let go of the TPM and the directory."""
@@ -88,13 +93,15 @@ def open_manager(ground: Ground) -> Opened:
     registry = Registry(
         manifest,
         _disk(config),
-        EkCa.load(contents.ca_key, contents.ca_certificate),
         uid_base=config.uid_base,
         limit=config.max_vtpms,
         patience=_PATIENCE,
     )
     registry.recover()
-    return Opened(manifest, images, journal, registry, Enrolment(ground.tpm, authorizations, manifest))
+    enrolment = Enrolment(ground.tpm, authorizations, manifest)
+    hardware = PlatformHardware(ground.tpm, authorizations, manifest)
+    voucher = HardwareVoucher(ground.tpm, authorizations, images, manifest, ground.event_log)
+    return Opened(manifest, images, journal, registry, enrolment, hardware, voucher)
 
 
 def _check_programs(config: Config) -> list[str]:

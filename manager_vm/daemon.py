@@ -15,6 +15,8 @@ from manager_vm.config import Config
 from manager_vm.errors import LocalProtocolError, VtpmManagerError
 from manager_vm.keys import identity
 from manager_vm.protocol.lifecycle import State
+from manager_vm.server.attestor import Attestor
+from manager_vm.server.certify import Certifier
 from manager_vm.server.desk import Desk
 from manager_vm.server.links import Perform, open_link
 from manager_vm.server.reception import Provisioning, Reception, Recovering
@@ -44,15 +46,18 @@ def run(config: Config, *, announce: bool = False) -> None:
         tasks.callback(_log_errors, registry.shut_down)
         watch = Watch(registry)
         tasks.callback(watch.close)
-        wiring = Wiring(registry, config.command_deadline)
+        attestor = Attestor(opened.manifest, registry, opened.voucher)
+        tasks.callback(attestor.close)
+        wiring = Wiring(registry, config.command_deadline, attestor)
         tasks.callback(wiring.close)
         if config.own_host:
             wiring.reopen()
             _name_running_boots(opened.registry)
-        verbs = Verbs(opened.manifest, registry, wiring, config, ground.warnings)
+        verbs = Verbs(opened.manifest, registry, wiring, attestor, config, ground.warnings)
         host_link = open_link(config.host_link, _guarded(lambda request: verbs.perform(HOST, request)))
         tasks.callback(host_link.close)
-        desk = Desk(opened.manifest, opened.images, opened.journal, verbs, opened.enrolment)
+        certifier = Certifier(opened.manifest, registry, opened.hardware, config.command_deadline)
+        desk = Desk(opened.manifest, opened.images, opened.journal, verbs, opened.enrolment, certifier)
         admin_link = open_link(config.admin, _guarded(desk.perform))
         tasks.callback(admin_link.close)
         _ready(announce)

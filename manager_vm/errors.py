@@ -66,6 +66,14 @@ class EvidenceError(TrustError):
     """Attestation evidence does not prove what policy demands."""
 
 
+class NoEvidenceError(EvidenceError):
+    """A guest's or operator's question for evidence is refused; ``reason``: ``wire.quote.Refusal``."""
+
+    def __init__(self, message: str, reason: int = 0) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 class HardwareTpmError(VtpmManagerError):
     """The hardware TPM answered with an error response code ``rc`` (TPM 2.0 Part 2, 6.6)."""
 

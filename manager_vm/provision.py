@@ -50,7 +50,7 @@ def perform(state: Path, tpm: Connection, order: Order) -> None:
     found = [approval.verify(data, authority) for data in order.approvals]
     if sealing.read_pcrs(tpm) not in [dict(each.pcrs) for each in found]:
         raise UnsealError("none of these approvals is for what has booted here; " + what_booted(tpm))
-    ca = EkCa.create("vTPM manager EK CA")
+    ca = EkCa.create()
     first = Contents(serial=1, ca_certificate=ca.certificate, ca_key=ca.private_bytes())
     first = changes.provision(first, order.authority, list(order.operators))  # refused before the TPM is changed
     if order.recovery:

@@ -14,6 +14,7 @@ from manager_vm.protocol.channel_server import ChannelServer
 from manager_vm.vchan.ring import MEMORY_SIZE, RingClient, RingServer
 from manager_vm.wire import channel, framing, tpm
 from manager_vm.wire.channel import Message, Reason
+from manager_vm.wire.quote import QuoteBegin, QuoteRefused
 
 SESSION = b"first front end!"
 OTHER_SESSION = b"second front end"
@@ -43,6 +44,7 @@ class Pair:
     """Two automata, what is under way between them, and what came out at either end.
 
     ``slow``: the vTPM does not answer by itself; call ``finish``. ``reason``: the vTPM refuses every command with it.
+    ``evidence``: what the manager answers to questions; None: call ``finish_questions``.
     """
 
     def __init__(self, server: ChannelServer | None = None, session: bytes = SESSION) -> None:
@@ -57,6 +59,9 @@ class Pair:
         self.running: bytes | None = None
         self.slow = False
         self.reason: Reason | None = None
+        self.evidence: bytes | QuoteRefused | None = None
+        self.questions: list[QuoteBegin] = []
+        self.outcomes: list[bytes | QuoteRefused] = []
         self.now = 100.0
 
     def connect(self) -> Pair:
@@ -80,6 +85,16 @@ class Pair:
     def submit(self, command_: bytes, locality: int = 0) -> None:
         """The local client has a command."""
         self.at_guest(self.client.submit(command_, locality, self.now))
+
+    def ask(self, question: QuoteBegin) -> None:
+        """The local client has a question."""
+        self.at_guest(self.client.ask(question, self.now))
+
+    def finish_questions(self, answer: bytes | QuoteRefused) -> None:
+        """The manager has the answers to its open questions."""
+        done, self.questions = self.questions, []
+        for question in done:
+            self.at_manager(self.server.attested(question, answer))
 
     def pass_time(self, seconds: float) -> None:
         """Only the front end has a clock."""
@@ -124,6 +139,10 @@ class Pair:
                     self.closed.append(reason)
                 case manager.Execute(seq, _, command_):
                     self._execute(seq, command_)
+                case manager.Attest(question):
+                    self.questions.append(question)
+                    if self.evidence is not None:
+                        self.finish_questions(self.evidence)
 
     def _execute(self, seq: int, command_: bytes) -> None:
         if self.reason is not None:
@@ -144,6 +163,8 @@ class Pair:
                     self.answers.append(answer)
                 case front.Lost(reason):
                     self.lost.append(reason)
+                case front.Evidence(outcome):
+                    self.outcomes.append(outcome)
 
 
 # byte offsets of CHANNEL.md section 5

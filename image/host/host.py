@@ -22,6 +22,7 @@ from image.host.hwtpm import Arriving, HardwareTpm, Kind
 from image.host.links import Links
 from image.host.machine import VmSpec
 from image.host.saved import Saved
+from image.host.vendor import VENDOR_CA
 from image.host.vm import Vm
 from image.host.wires import Carrier
 from manager_vm.errors import HostError, StateError, VtpmManagerError
@@ -86,6 +87,7 @@ class Host:
             status = self.links.wait_answering(self._check, _BOOT)
             provision.provision(self.links, self.authority, self.images / "manager", status)
             self._started = self.links.wait_serving(self._check, _BOOT)["started"]
+            provision.enrol(self.links, self.authority, self.directory / "hwtpm" / VENDOR_CA)
             for guest in self.guests.values():
                 self._plug_manager(guest)
             self._await_wired(_ATTACH)

@@ -10,6 +10,7 @@ from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 
+from image.host import vendor
 from image.host.process import Process
 from image.host.standin.server import PID, SOCKET
 from image.host.standin.session import Arriving
@@ -112,7 +113,8 @@ class HardwareTpm:
 
 
 def provide(old: HardwareTpm | None, directory: Path, arriving: Arriving, *, new: bool) -> HardwareTpm:
-    """The hardware TPM for the next VM: ``old``, or after its death the same one as after a power cut.
+    """The hardware TPM for the next VM: ``old``, or after its death the same one as after a power cut. The first one
+    of a host has its vendor's EK certificates.
 
     ``new``: one without any state instead; what there was is gone for good.
     """
@@ -126,4 +128,6 @@ def provide(old: HardwareTpm | None, directory: Path, arriving: Arriving, *, new
         old.close()
     if new:
         shutil.rmtree(directory, ignore_errors=True)
+    else:
+        vendor.manufacture(directory, directory.with_suffix(".log"))
     return HardwareTpm(directory, directory.with_suffix(".log"), arriving=arriving)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 from image.host.links import Links
-from manager_vm.errors import HostError
+from manager_vm.errors import HostError, VtpmManagerError
 from manager_vm.trust import local
 
+log = logging.getLogger(__name__)
+
+_KEYS = 16  # signing keys for vTPMs to come: as many as the manager has slots for guests
 _PATIENCE = 120.0  # seconds for a manager to take possession of its hardware TPM
 
 
@@ -20,6 +24,31 @@ def provision(links: Links, authority: Path, image: Path, status: dict[str, Any]
     if not status["authority"]:
         order = {"operators": [found.enrolment], "approvals": [approve(authority, image)]}
         links.admin("provision", timeout=_PATIENCE, authority=found.public.der, **order)
+
+
+class _Candidate:
+    """The manager behind these links, as somebody to be enrolled."""
+
+    def __init__(self, links: Links) -> None:
+        self._links = links
+
+    def evidence(self, more: int) -> bytes:
+        return bytes(self._links.admin("platform_evidence", more=more))
+
+    def activate(self, data: bytes) -> bytes:
+        return bytes(self._links.admin("platform_activate", statement=data))
+
+    def install(self, data: bytes) -> None:
+        self._links.admin("platform_install", statement=data)
+
+
+def enrol(links: Links, authority: Path, vendor: Path) -> None:
+    """Have our authority enrol the platform of a manager that serves; one that cannot be is good for all the rest."""
+    try:
+        if not links.admin("platform_show")["enrolled"]:
+            local.open_or_make(authority).enrol(_Candidate(links), vendor, keys=_KEYS)
+    except VtpmManagerError as error:
+        log.warning("the manager's platform is not enrolled: %s", error)
 
 
 def approve(authority: Path, image: Path) -> bytes:

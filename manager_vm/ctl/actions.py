@@ -9,6 +9,9 @@ ROLES = {
     "auditor": "reading; the audit log",
 }
 
+# what vouches for the AKs of a group's vTPMs (keys/HIERARCHIES.md)
+HIERARCHIES = ("sk", "ak-vek", "ak-vak", "independent", "ek")
+
 # verb -> its second word -> (a line, what --help adds)
 ACTIONS = {
     "authority": {
@@ -25,6 +28,7 @@ DIR must be new, or empty and open to nobody else. It gets mode 0700 and holds
   revocations/     N.json, in the order in which they were made
   operators/       NAME.json: who is enrolled
   removals/        who was removed
+  groups/          NAME.json: tenants' groups
   platforms/       NAME.json: who is enrolled
   challenges/      ID.json: to platforms that have not answered yet
   enrolments/      N.json: which signing keys were certified, and whose they are
@@ -71,7 +75,7 @@ examples:
 """,
         ),
         "enroll": (
-            "sign who may operate managers, or that a platform is one of ours",
+            "sign who may operate managers, which groups tenants have, or that a platform is one of ours",
             """\
 Operators (--operator). Roles:
   admin       everything
@@ -83,6 +87,13 @@ one. Enrolling the same name and key again changes the role. A name with another
 with another name, and a key that was removed are refused (exit code 3).
 
 Writes DIR/operators/NAME.json; 'provision' or 'operator add' hands it to a manager.
+
+Groups (--group, with --authority): a tenant's vTPMs, whose operators are enrolled by that
+other authority from then on, in its own directory. --hierarchy says what vouches for the
+AKs of its vTPMs: sk (default), ak-vek, ak-vak or independent; ek is refused, an EK never
+signs. A group never gets another authority.
+
+Writes DIR/groups/NAME.json; 'group add' hands it to a manager.
 
 Platforms, in two steps; the manager's are those of the verb 'platform'. --platform NAME looks at the
 evidence: the EK's certificate must be signed by a CA of --vendor-ca, and AK and EK made
@@ -103,6 +114,8 @@ DIR/enrolments/N.json, which alone says which certificate is whose.
 
 examples:
   vtpmctl authority enroll authority --operator alice --key alice.key.pub --role operator
+  vtpmctl authority enroll authority --group acme --authority acme/authority.pub
+  vtpmctl authority enroll acme --operator bob --key bob.key.pub --role operator
   vtpmctl authority enroll DIR --platform rack7 --evidence evidence.json --vendor-ca vendor.pem --out challenge.json
   vtpmctl authority enroll authority --answer answer.json --out enrolment.json
   vtpmctl authority enroll authority --recovery recovery.key.pub
@@ -152,6 +165,19 @@ the cap; the numbers that a revocation voids; what an operator may do.
 examples:
   vtpmctl authority show authority/approvals/0.json --authority authority/authority.pub
   vtpmctl authority show 0.json --authority authority.pub --json | jq .verified
+""",
+        ),
+    },
+    "credential": {
+        "show": (
+            "what a credential says, and whether it is good",
+            """\
+--authority FILE: the key of the platforms' authority, for sk, ak-vak and ak-vek. --root FILE:
+the certificate (PEM) of the outside CA, for independent. Exit code 6 if it is not good. With
+ak-vek only the vTPM's EK is proven: make sure that the AK is in the same vTPM with
+tpm2_makecredential and tpm2_activatecredential.
+
+example: vtpmctl credential show web1.json --authority authority.pub
 """,
         ),
     },

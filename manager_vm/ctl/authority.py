@@ -38,6 +38,10 @@ def add_actions(verbs: dict[str, argparse.ArgumentParser], common: argparse.Argu
     show = made["authority", "show"]
     show.add_argument("file", type=Path, metavar="FILE", help="a statement")
     show.add_argument("--authority", type=Path, metavar="FILE", help="authority.pub, to verify it with")
+    credential = made["credential", "show"]
+    credential.add_argument("file", type=Path, metavar="FILE", help="a credential of 'certify'")
+    credential.add_argument("--authority", type=Path, metavar="FILE", help="authority.pub of the platforms")
+    credential.add_argument("--root", type=Path, metavar="FILE.pem", help="certificate of an outside CA")
     made["key", "new"].add_argument("file", type=Path, metavar="FILE", help="where; the public key goes to FILE.pub")
 
 
@@ -56,7 +60,10 @@ def _add_images(approve: argparse.ArgumentParser, revoke: argparse.ArgumentParse
 def _add_operators(enroll: argparse.ArgumentParser, remove: argparse.ArgumentParser) -> None:
     whom = enroll.add_mutually_exclusive_group(required=True)
     whom.add_argument("--operator", metavar="NAME", help="an operator: 1 to 63 letters, digits, '.', '_' or '-'")
+    whom.add_argument("--group", metavar="NAME", help="a tenant's group of vTPMs")
     enroll.add_argument("--key", type=Path, metavar="FILE", help="the operator's public key, FILE.pub of 'key new'")
+    enroll.add_argument("--authority", type=Path, metavar="FILE", help="the group's own: its authority.pub")
+    enroll.add_argument("--hierarchy", choices=actions.HIERARCHIES, help="what vouches for its vTPMs' AKs (default sk)")
     enroll.add_argument("--role", choices=list(actions.ROLES), help="what the operator may ask for")
     enroll.add_argument("--description", default="", metavar="TEXT", help="for people, up to 200 characters")
     platforms.add_enrolment(enroll, whom)

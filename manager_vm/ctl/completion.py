@@ -35,7 +35,7 @@ _BASH = """_vtpmctl() {{
   case $verb in
     "") mapfile -t COMPREPLY < <(compgen -W "{verbs}" -- "$cur");;
     completion) mapfile -t COMPREPLY < <(compgen -W "{shells}" -- "$cur");;
-    operator) mapfile -t COMPREPLY < <(compgen -W "add remove list" -- "$cur"; compgen -f -- "$cur");;
+    operator|group) mapfile -t COMPREPLY < <(compgen -W "add remove list" -- "$cur"; compgen -f -- "$cur");;
     platform) mapfile -t COMPREPLY < <(compgen -W "evidence activate install show" -- "$cur"; compgen -f -- "$cur");;
     recovery) mapfile -t COMPREPLY < <(compgen -W "set show off" -- "$cur"; compgen -f -- "$cur");;
     audit) mapfile -t COMPREPLY < <(compgen -W "verify --last --follow --head" -- "$cur"; compgen -f -- "$cur");;
@@ -58,7 +58,7 @@ complete -c vtpmctl -n __fish_use_subcommand -a "{verbs}"
 complete -c vtpmctl -n "__fish_seen_subcommand_from {named}; and not __fish_seen_subcommand_from {offline}" \\
   -a "(vtpmctl --timeout 2 names 2>/dev/null)"
 complete -c vtpmctl -n "__fish_seen_subcommand_from completion" -a "{shells}"
-complete -c vtpmctl -n "__fish_seen_subcommand_from operator" -a "add remove list" -F
+complete -c vtpmctl -n "__fish_seen_subcommand_from operator group" -a "add remove list" -F
 complete -c vtpmctl -n "__fish_seen_subcommand_from platform" -a "evidence activate install show" -F
 complete -c vtpmctl -n "__fish_seen_subcommand_from recovery" -a "set show off" -F
 complete -c vtpmctl -n "__fish_seen_subcommand_from audit" -a "verify" -F

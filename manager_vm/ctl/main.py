@@ -7,7 +7,6 @@ import base64
 import os
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,11 @@ from manager_vm.ctl import (
     actions,
     audit,
     authority,
+    command_line,
     completion,
+    credentials,
     doctor,
+    evidence,
     help,
     operators,
     output,
@@ -31,8 +33,6 @@ from manager_vm.trust import rules
 from manager_vm.wire.admin import Progress
 
 Args = argparse.Namespace
-_LONGEST = 86_400.0  # seconds that may be waited for a reply
-_Format = argparse.RawDescriptionHelpFormatter
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(argv: list[str] | None) -> int:
-    args = _parser().parse_args(argv)
+    args = command_line.parser().parse_args(argv)
     try:
         return int(_HANDLERS[args.verb](args) or 0)
     except VtpmManagerError as error:
@@ -130,17 +130,25 @@ def _attach(args: Args) -> None:
     _show(args, _call(args, "attach", host=True, name=args.name, channel=args.channel, boot=args.boot))
 
 
+def _of_group(args: Args) -> dict[str, Any]:
+    return {} if args.group is None else {"group": args.group}
+
+
 def _ek_cert(args: Args) -> None:
     found = _call(args, "ek_cert", name=args.name)
-    der = found["ca"] if args.ca else found["certificates"][args.key]
-    body = base64.encodebytes(der).decode()
-    pem = "-----BEGIN CERTIFICATE-----\n" + "".join(_wrap(body.replace("\n", ""))) + "-----END CERTIFICATE-----\n"
+    wanted = [] if args.ca else [found["certificates"][args.key]]
+    pem = "".join(_pem(der) for der in (*wanted, *([found["ca"]] if args.ca or args.chain else [])))
     if args.out:
         _write(args.out, pem)
     if args.json:
         _show(args, {"pem": pem})
     elif not args.out:
         print(pem, end="")
+
+
+def _pem(der: bytes) -> str:
+    body = "".join(_wrap(base64.b64encode(der).decode()))
+    return f"-----BEGIN CERTIFICATE-----\n{body}-----END CERTIFICATE-----\n"
 
 
 def _write(path: Path, text: str) -> None:
@@ -165,7 +173,7 @@ def _doctor(args: Args) -> int:
 
 
 def _completion(args: Args) -> None:
-    print(completion.script(args.shell, sorted(help.VERBS), _NAMED, actions.ACTIONS, actions.ROLES), end="")
+    print(completion.script(args.shell, sorted(help.VERBS), command_line.NAMED, actions.ACTIONS, actions.ROLES), end="")
 
 
 def _offline(args: Args) -> int:
@@ -177,7 +185,7 @@ def _offline(args: Args) -> int:
 _HANDLERS: dict[str, Callable[[Args], int | None]] = {
     "status": _simple("status"),
     "list": _simple("list"),
-    "create": _simple("create", "name"),
+    "create": lambda args: _show(args, _call(args, "create", name=args.name, **_of_group(args))),
     "show": _simple("show", "name"),
     "start": _simple("start", "name", "power_on"),
     "stop": _simple("stop", "name"),
@@ -192,6 +200,7 @@ _HANDLERS: dict[str, Callable[[Args], int | None]] = {
     "key": _offline,
     "provision": lambda args: operators.provision(args, _call),
     "operator": lambda args: operators.operator(args, _call),
+    "group": lambda args: operators.group(args, _call),
     "platform": lambda args: platforms.platform(args, _call),
     "recovery": lambda args: recovery.recipient(args, _call),
     "recover": lambda args: recovery.recover(args, _call),
@@ -199,87 +208,15 @@ _HANDLERS: dict[str, Callable[[Args], int | None]] = {
     "upgrade": lambda args: operators.upgrade(args, _call),
     "revoke": lambda args: operators.revoke(args, _call),
     "approvals": lambda args: operators.approvals(args, _call),
+    "certify": lambda args: credentials.certify(args, _call),
+    "credential": _offline,
+    "quote": lambda args: evidence.quote(args, _call),
+    "verify": evidence.verify,
     "audit": lambda args: audit.run(args, _call),
     "doctor": _doctor,
     "completion": _completion,
     "names": _names,
 }
-
-
-# verbs that take the name of a vTPM that exists
-_NAMED = ["show", "start", "stop", "attach", "detach", "boot", "destroy", "release", "info", "ek-cert"]
-
-
-def _parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
-    parser = argparse.ArgumentParser(
-        prog="vtpmctl", description=help.DESCRIPTION, epilog=help.EPILOG, formatter_class=_Format
-    )
-    manager = os.environ.get("VTPM_MANAGER", "")
-    parser.add_argument("-m", "--manager", default=manager, metavar="DIR|SOCKET|URI", help="which manager")
-    key = os.environ.get("VTPM_OPERATOR_KEY", "")
-    parser.add_argument("--key", default=key, metavar="FILE", help="the operator's key (PEM) that signs the request")
-    parser.add_argument("--timeout", type=_seconds, default=180.0, metavar="S", help="seconds to wait for a reply")
-    parser.add_argument("--json", action="store_true", default=False, help="print JSON")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    made = {
-        verb: verbs.add_parser(
-            verb,
-            help=text,
-            description=text[0].upper() + text[1:] + ".",
-            epilog=help.DETAILS.get(verb, ""),
-            formatter_class=_Format,
-            parents=[common],
-        )
-        for verb, text in help.VERBS.items()
-    }
-    _add_arguments(made)
-    authority.add_actions(made, common)
-    return parser
-
-
-def _seconds(text: str) -> float:
-    with suppress(ValueError):
-        if 0 < float(text) <= _LONGEST:
-            return float(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is no time to wait: use seconds, at most {_LONGEST:.0f}")
-
-
-def _add_arguments(verbs: dict[str, argparse.ArgumentParser]) -> None:
-    for verb in ("create", *_NAMED):
-        verbs[verb].add_argument("name", metavar="NAME", help="the vTPM")
-    verbs["start"].add_argument("--power-on", action="store_true", help="_TPM_Init; refused while a guest is live")
-    verbs["boot"].add_argument("number", type=int, metavar="N", help="the VM's boot number, growing by one per reset")
-    attach = verbs["attach"]
-    attach.add_argument(
-        "channel", nargs="?", metavar="CHANNEL", help="ivshmem[:PCI-ADDRESS], virtio-serial:NAME, unix:PATH"
-    )
-    attach.add_argument("--boot", type=int, metavar="N", help="the running boot (default: the newest; power on if off)")
-    attach.add_argument("--print", choices=["qemu"], help="only print what to paste into the guest's QEMU command line")
-    verbs["destroy"].add_argument("--yes", action="store_true", help="do not ask")
-    release = verbs["release"]
-    release.add_argument("--yes", action="store_true", help="do not ask")
-    discard = release.add_mutually_exclusive_group()
-    for what in ("run", "state"):
-        discard.add_argument(
-            f"--discard-{what}",
-            dest="discard",
-            action="store_const",
-            const=what,
-            default="",
-            help=f"give up its {what}",
-        )
-    cert = verbs["ek-cert"]
-    cert.add_argument("--key", default="rsa2048", choices=["rsa2048", "ecc-p256", "ecc-p384"])
-    cert.add_argument("--ca", action="store_true", help="the CA's certificate instead")
-    cert.add_argument("--out", type=Path, metavar="FILE", help="write there")
-    operators.add_arguments(verbs)
-    platforms.add_arguments(verbs["platform"])
-    recovery.add_arguments(verbs)
-    audit.add_arguments(verbs["audit"])
-    verbs["completion"].add_argument("shell", choices=completion.SHELLS)
-
 
 if __name__ == "__main__":
     sys.exit(main())

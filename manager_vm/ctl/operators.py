@@ -1,4 +1,4 @@
-"""vtpmctl's verbs that bring a manager statements of its authority: provision, approve, revoke, operator."""
+"""vtpmctl's verbs that bring a manager statements of an authority: provision, approve, revoke, operator, group."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ _MAX_FILE = 1 << 18
 _NEXT = """next, on the host: power the manager VM down (every vTPM is parked), start it from the new image;
 then forbid the old one: vtpmctl authority revoke, vtpmctl revoke"""
 _COLUMNS = ("name", "role", "serial", "key")
+_GROUP_COLUMNS = ("name", "hierarchy", "vtpms", "operators", "authority")
 
 
 def provision(args: Args, call: Call) -> None:
@@ -30,14 +31,33 @@ def provision(args: Args, call: Call) -> None:
 
 def operator(args: Args, call: Call) -> None:
     """Who is enrolled; with a statement of the authority, after it was taken."""
+    about = {} if args.group is None else {"group": args.group}
     if args.action == "list":
         if args.file is not None:
             raise ConfigError("'operator list' takes no file")
-        _show(args, call(args, "operators"))
+        _show(args, call(args, "operators", **about))
         return
     if args.file is None:
         raise ConfigError(f"'operator {args.action}' needs the file of the authority's statement")
-    _show(args, call(args, f"operator_{args.action}", statement=_read(args.file)))
+    _show(args, call(args, f"operator_{args.action}", statement=_read(args.file), **about))
+
+
+def group(args: Args, call: Call) -> None:
+    """The groups there are; after one was added or removed."""
+    if args.action == "list":
+        if args.what:
+            raise ConfigError("'group list' takes no argument")
+        found = call(args, "groups")
+    elif args.action == "remove":
+        if len(args.what) != 1:
+            raise ConfigError("'group remove' needs the group's name")
+        found = call(args, "group_remove", name=args.what[0])
+    else:
+        if not args.what:
+            raise ConfigError("'group add' needs the file of the authority's statement")
+        statement, *enrolments = [_read(Path(each)) for each in args.what]
+        found = call(args, "group_add", statement=statement, operators=enrolments)
+    print(output.as_json(found) if args.json else output.as_table(found, _GROUP_COLUMNS))
 
 
 def approve(args: Args, call: Call) -> None:
@@ -81,6 +101,13 @@ def add_arguments(verbs: dict[str, argparse.ArgumentParser]) -> None:
     verbs["revoke"].add_argument("--force", action="store_true", help="even if no approval is left there")
     verbs["operator"].add_argument("action", choices=("add", "remove", "list"))
     verbs["operator"].add_argument("file", type=Path, nargs="?", metavar="FILE.json", help="the authority's statement")
+    verbs["operator"].add_argument(
+        "--group", metavar="NAME", help="of this group, by its authority (default: the host's)"
+    )
+    verbs["group"].add_argument("action", choices=("add", "list", "remove"))
+    verbs["group"].add_argument(
+        "what", nargs="*", metavar="FILE.json|NAME", help="add: the statement, and enrolments by the group's authority"
+    )
 
 
 def _show(args: Args, found: list[dict[str, str]]) -> None:

@@ -7,7 +7,7 @@ import json
 from datetime import datetime
 from typing import Any
 
-_COLUMNS = ("name", "state", "channel", "boot", "generation", "live", "reason")
+_COLUMNS = ("name", "group", "state", "channel", "boot", "generation", "live", "reason")
 
 
 def as_json(value: Any, indent: int | None = 2) -> str:

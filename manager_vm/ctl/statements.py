@@ -9,11 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from manager_vm.ctl import actions, platforms
+from manager_vm.ctl import actions, credentials, platforms
 from manager_vm.ctl import recovery as recovering
 from manager_vm.errors import ConfigError, EvidenceError
-from manager_vm.trust import approval, enrolment, envelope, operator, platform, policy, recovery
+from manager_vm.trust import approval, enrolment, envelope, group, group_register, operator, platform, policy, recovery
 from manager_vm.trust.authority import AuthorityDirectory, read_statement
+from manager_vm.trust.group import Hierarchy
 from manager_vm.trust.operator import Role
 from manager_vm.trust.pcrs import CAPPED_PCR, capped
 from manager_vm.trust.signing import SigningKey, VerifyKey
@@ -51,6 +52,10 @@ def _revoke(args: Args) -> Result:
 
 
 def _enroll(args: Args) -> Result:
+    if args.group is not None:
+        return _enroll_group(args)
+    if args.authority is not None or args.hierarchy is not None:
+        raise ConfigError("--authority and --hierarchy belong to --group")
     if args.operator is None:
         if args.key is not None or args.role is not None or args.description:
             raise ConfigError("--key, --role and --description belong to --operator")
@@ -62,6 +67,20 @@ def _enroll(args: Args) -> Result:
     path = authority.enroll_operator(args.operator, VerifyKey.load(args.key), role, args.description)
     made = operator.verify(read_statement(path), authority.public)
     return {"file": str(path), "operator": made.name, "role": made.role.value, "key_id": made.key.id}, 0
+
+
+def _enroll_group(args: Args) -> Result:
+    if args.authority is None:
+        raise ConfigError("--group needs the public key of the group's own --authority")
+    if args.key is not None or args.role is not None or args.description:
+        raise ConfigError("--key, --role and --description belong to --operator")
+    authority = AuthorityDirectory.open(args.directory)
+    path = group_register.enroll(
+        authority, args.group, VerifyKey.load(args.authority), Hierarchy(args.hierarchy or "sk")
+    )
+    made = group.verify(read_statement(path), authority.public)
+    told = {"file": str(path), "group": made.name, "hierarchy": made.hierarchy.value}
+    return {**told, "authority": made.authority.id, "serial": made.serial}, 0
 
 
 def _remove(args: Args) -> Result:
@@ -93,6 +112,11 @@ def _expected(args: Args) -> tuple[dict[int, bytes], str]:
         raise ConfigError(f"{args.image}/pcrs.json is not of the uki.efi beside it; build it again: ./build.sh image")
     name = " ".join(str(about.get(part, "")) for part in ("kind", "profile", "root_hash"))
     return _pcrs(told, args.image / "pcrs.json"), name
+
+
+def read_pcrs(path: Path) -> dict[int, bytes]:
+    """PCR -> value before the cap, from a file of image.measure."""
+    return _pcrs(_json(path), path)
 
 
 def _pcrs(told: dict[str, Any], path: Path) -> dict[int, bytes]:
@@ -180,6 +204,11 @@ def _of_removal(data: bytes, authority: VerifyKey) -> dict[str, Any]:
     return {"removed": operator.verify_removal(data, authority)}
 
 
+def _of_group(data: bytes, authority: VerifyKey) -> dict[str, Any]:
+    found = group.verify(data, authority)
+    return {"group": found.name, "hierarchy": found.hierarchy.value, "operators_enrolled_by": found.authority.id}
+
+
 def _of_platform(data: bytes, authority: VerifyKey) -> dict[str, Any]:
     found = platform.verify(data, authority)
     return {"platform": found.name, "serial": found.serial, "ak": found.ak.name.hex(), "ek_certificate": found.ek.hex()}
@@ -206,6 +235,7 @@ _MEANINGS: dict[str, Callable[[bytes, VerifyKey], dict[str, Any]]] = {
     approval.REVOCATION: _of_revocation,
     operator.OPERATOR: _of_operator,
     operator.OPERATOR_REMOVAL: _of_removal,
+    group.GROUP: _of_group,
     platform.PLATFORM: _of_platform,
     enrolment.CHALLENGE: _of_challenge,
     recovery.RECIPIENT: _of_recipient,
@@ -221,4 +251,5 @@ ACTIONS: dict[tuple[str, str], Callable[[Args], Result]] = {
     ("authority", "recover"): recovering.order,
     ("authority", "show"): _show,
     ("key", "new"): _new_key,
+    ("credential", "show"): credentials.show,
 }

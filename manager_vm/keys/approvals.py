@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from manager_vm.keys.hwtpm import nv
 from manager_vm.keys.hwtpm.auths import Authorizations
 from manager_vm.keys.hwtpm.connection import Connection
 from manager_vm.store import atomic
-from manager_vm.trust import approval, envelope
+from manager_vm.trust import approval, envelope, pcrs
 from manager_vm.trust.approval import Approval
 from manager_vm.trust.signing import VerifyKey
 
@@ -82,6 +84,17 @@ class Images:
                 "'approve' the newer image first, or insist with --force"
             )
         nv.revoke(self._tpm, self._auths, bits)
+
+    def fitting(self, values: Mapping[int, bytes]) -> bytes:
+        """The newest approval, not revoked, of the image that shows these PCRs while it serves; b"" if none is."""
+        bits = nv.revoked(self._tpm)
+        for path in sorted(self._directory.glob("*.json"), key=lambda each: (len(each.name), each.name), reverse=True):
+            data = atomic.read_file(path, envelope.MAX_SIZE) or b""
+            with suppress(EvidenceError):
+                found = approval.verify(data, self._authority)
+                if pcrs.serving(dict(found.pcrs)) == dict(values) and not bits >> found.number & 1:
+                    return data
+        return b""
 
     def _known(self) -> list[Approval]:
         return load(self._directory, self._authority).approvals

@@ -1,6 +1,7 @@
-"""The manager's CA for EK certificates (TCG EK Credential Profile 2.5, section 3; RFC 5280).
+"""CAs for EK certificates, one root for each group (TCG EK Credential Profile 2.5, section 3; RFC 5280).
 
-A certificate says: this EK is in a *virtual* TPM of this manager. The model in it says so in words.
+A certificate says: this EK is in a *virtual* TPM; the model in it says so in words. Nothing in it names the host, the
+manager or the group: the CA is called after its own key, dates are whole days, and there is no address to ask at.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ _MANUFACTURER = "id:00001014"  # IBM, as libtpms reports in TPM_PT_MANUFACTURER
 _MODEL = "vtpm-manager virtual TPM"
 _VERSION = "id:20191023"  # TPM_PT_FIRMWARE_VERSION_1 of libtpms 0.9
 _NEVER = datetime.datetime(9999, 12, 31, 23, 59, 59)  # RFC 5280, 4.1.2.5: no well-defined expiration date
+_CA_NAME = "vTPM EK CA"
 _CA_YEARS = 25
 
 
@@ -34,15 +36,15 @@ class EkCa:
         self._certificate = certificate
 
     @classmethod
-    def create(cls, common_name: str) -> EkCa:
-        """A new CA."""
+    def create(cls, called: str = _CA_NAME) -> EkCa:
+        """A new root CA. Its name ends with its key's identifier: unique (RFC 5280, 4.1.2.4), and says nothing else."""
         key = ec.generate_private_key(ec.SECP384R1())
-        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
-        now = datetime.datetime.now(datetime.UTC)
-        builder = _certificate(key.public_key(), name, name, now, now + datetime.timedelta(days=365 * _CA_YEARS))
+        identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{called} {identifier.digest.hex()[:16]}")])
+        today = _today()
+        builder = _certificate(key.public_key(), name, name, today, today + datetime.timedelta(days=365 * _CA_YEARS))
         builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         builder = builder.add_extension(_usage(key_cert_sign=True), critical=True)
-        identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
         return cls(key, builder.add_extension(identifier, critical=False).sign(key, hashes.SHA384()))
 
     @classmethod
@@ -71,8 +73,7 @@ class EkCa:
     def issue(self, public: rsa.RSAPublicKey | ec.EllipticCurvePublicKey) -> bytes:
         """An EK certificate, DER: empty subject, TPM attributes in a critical subjectAltName, no end of validity."""
         issuer = self._certificate.subject
-        now = datetime.datetime.now(datetime.UTC)
-        builder = _certificate(public, x509.Name([]), issuer, now, _NEVER)
+        builder = _certificate(public, x509.Name([]), issuer, _today(), _NEVER)
         is_rsa = isinstance(public, rsa.RSAPublicKey)
         usage = _usage(key_encipherment=is_rsa, key_agreement=not is_rsa)
         authority = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
@@ -87,6 +88,11 @@ class EkCa:
         ):
             builder = builder.add_extension(extension, critical=critical)
         return builder.sign(self._key, hashes.SHA384()).public_bytes(serialization.Encoding.DER)
+
+
+def _today() -> datetime.datetime:
+    """Midnight (UTC): what was made on one day does not show in which order, or together with what."""
+    return datetime.datetime.now(datetime.UTC).replace(hour=0, minute=0, second=0, microsecond=0)
 
 
 def _certificate(

@@ -24,7 +24,7 @@ from manager_vm.trust.enrolment import MAX_KEYS, CertifiedKey, Enrolled
 from manager_vm.trust.signing import VerifyKey
 
 POOL = 64  # SKs for vTPMs to come, unless somebody says otherwise
-_AT_ONCE = 8  # SKs made in one request: a slow hardware TPM takes seconds for each
+_AT_ONCE = 8  # SKs made or certified in one request: a slow hardware TPM takes seconds for each
 _NOT_FOR_US = frozenset((0x1DF, 0x2DF, 0x3DF, 0x01F))  # TPM_RC_INTEGRITY of TPM2_ActivateCredential
 
 
@@ -66,8 +66,7 @@ class Enrolment:
                 raise EvidenceError("this challenge is for another TPM: its credential does not open here") from error
             raise
         qualifying = enrolment.qualifying_data(challenge.nonce)
-        keys = [self._certify(key, qualifying) for key in identity.pending(contents)[:MAX_KEYS]]
-        return enrolment.answer(challenge.id, secret, keys)
+        return enrolment.answer(challenge.id, secret, self._certify(identity.pending(contents)[:MAX_KEYS], qualifying))
 
     def install(self, data: bytes) -> None:
         """Keep what the authority has issued for this platform; EvidenceError for anything else, and then nothing."""
@@ -101,9 +100,17 @@ class Enrolment:
             made += attest.make_sks(self._connection, self._auths, min(count - len(made), _AT_ONCE))
         return made
 
-    def _certify(self, key: SigningKey, qualifying: bytes) -> CertifiedKey:
-        signed = attest.certify(self._connection, self._auths, SealedKey(key.public, key.private), qualifying)
-        return CertifiedKey(tpm_structures.unwrap(key.public, "an SK"), signed.attested, signed.signature)
+    def _certify(self, keys: Sequence[SigningKey], qualifying: bytes) -> list[CertifiedKey]:
+        found = []
+        for start in range(0, len(keys), _AT_ONCE):
+            sealed = [SealedKey(key.public, key.private) for key in keys[start : start + _AT_ONCE]]
+            signed = attest.certify(self._connection, self._auths, sealed, qualifying)
+            publics = [tpm_structures.unwrap(key.public, "an SK") for key in sealed]
+            found += [
+                CertifiedKey(public, each.attested, each.signature)
+                for public, each in zip(publics, signed, strict=True)
+            ]
+        return found
 
 
 def _with_new(contents: Contents, ak: bytes, made: Sequence[SealedKey]) -> Contents:

@@ -11,8 +11,10 @@ from enum import Enum, auto
 from typing import Any
 
 from manager_vm.errors import LocalProtocolError
+from manager_vm.protocol.quote_client import Outcome, QuoteClient
 from manager_vm.wire import tpm
 from manager_vm.wire.channel import Bye, Command, Error, Hello, Message, NotAccepted, Ping, Pong, Response, Welcome
+from manager_vm.wire.quote import QuoteBegin, QuoteFetch, QuotePart, QuoteRefused
 
 HELLO_INTERVAL = 1.0
 PING_INTERVAL = 1.0
@@ -21,6 +23,9 @@ SILENCE = 3.5  # the manager counts as gone after this
 RETRY_INTERVAL = 0.05  # after NOT_ACCEPTED
 OVERDUE = 2.0  # a command without an answer for so long: greet again, the WELCOME tells whether it arrived
 KERNEL_PATIENCE = 0.45  # TPM_RC_RETRY before the guest kernel's 750 ms are over
+
+
+_TOO_OLD = "this manager is too old to vouch for quotes"
 
 
 class State(Enum):
@@ -52,7 +57,14 @@ class Lost:
     reason: str
 
 
-Event = Send | Answer | Lost
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """The outcome of ``ask``: the evidence, or why there is none."""
+
+    outcome: Outcome
+
+
+Event = Send | Answer | Lost | Evidence
 
 
 @dataclass(slots=True)
@@ -77,7 +89,14 @@ class ChannelClient:
         self._queued: _Pending | None = None
         self._seq = 1  # of the pending, or the next command
         self._heard = self._said = 0.0
+        self._quotes = QuoteClient()
+        self._has_quotes = False  # the manager's
         self.state = State.DISCONNECTED
+
+    @property
+    def asking(self) -> bool:
+        """Whether a question for evidence is open."""
+        return not self._quotes.idle
 
     @property
     def idle(self) -> bool:
@@ -113,6 +132,13 @@ class ChannelClient:
             self._pending.abandoned = True
         self._queued = None
 
+    def ask(self, question: QuoteBegin, now: float) -> list[Event]:
+        """A question for evidence from the local client; one at a time, commands go on meanwhile."""
+        request: QuoteBegin | QuoteFetch | Outcome | None = self._quotes.ask(question, now)
+        if self.state is not State.READY:
+            return []
+        return self._quoted(request if self._has_quotes else self._quotes.fail(_TOO_OLD), now)
+
     def receive(self, message: Message, now: float) -> list[Event]:
         """A message from the manager."""
         self._heard = now
@@ -121,6 +147,7 @@ class ChannelClient:
     def tick(self, now: float) -> list[Event]:
         """Time has passed."""
         events = self._impatience(now)
+        events += self._quoted(self._quotes.tick(now, ready=self.state is State.READY), now)
         if self.state is not State.DISCONNECTED and now - self._heard >= SILENCE:
             return [*events, self._lost("the manager is silent")]
         if self.state is State.GREETING and now - self._said >= HELLO_INTERVAL:
@@ -182,15 +209,17 @@ class ChannelClient:
     def _welcome(self, message: Welcome, now: float) -> list[Event]:
         if message.session != self._session:
             return []
-        self.state = State.READY
+        self.state, self._has_quotes = State.READY, message.quotes
+        asked = self._quotes.again(now) if message.quotes else self._quotes.fail(_TOO_OLD)
+        asking = self._quoted(asked, now)
         pending = self._pending
         if pending is None or not pending.written:
             self._seq = message.next_seq
-            return self._push(now)
+            return self._push(now) + asking
         if message.resumed and message.next_seq in (self._seq, self._seq + 1):
-            return [self._write(pending, now)]
+            return [self._write(pending, now), *asking]
         self._seq = message.next_seq
-        return self._finish(tpm.error_response(tpm.RC.TPM_RC_FAILURE), now)
+        return asking + self._finish(tpm.error_response(tpm.RC.TPM_RC_FAILURE), now)
 
     def _response(self, message: Response, now: float) -> list[Event]:
         if self._pending is None or not self._pending.written or message.seq != self._seq:
@@ -219,6 +248,14 @@ class ChannelClient:
 
     def _error(self, message: Error, now: float) -> list[Event]:
         return [self._lost(f"the manager closed the session: {message.text}")]
+
+    def _evidence(self, message: QuotePart | QuoteRefused, now: float) -> list[Event]:
+        return self._quoted(self._quotes.receive(message, now), now)
+
+    def _quoted(self, next_: QuoteBegin | QuoteFetch | Outcome | None, now: float) -> list[Event]:
+        if next_ is None:
+            return []
+        return [self._say(next_, now) if isinstance(next_, QuoteBegin | QuoteFetch) else Evidence(next_)]
 
     def _ignore(self, message: Message, now: float) -> list[Event]:
         return []
@@ -250,4 +287,6 @@ _ON_MESSAGE: dict[tuple[State, type], _Handler] = {
     (State.READY, NotAccepted): ChannelClient._not_accepted,
     (State.READY, Pong): ChannelClient._pong,
     (State.READY, Error): ChannelClient._error,
+    (State.READY, QuotePart): ChannelClient._evidence,
+    (State.READY, QuoteRefused): ChannelClient._evidence,
 }

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 
-from manager_vm.errors import LocalProtocolError
+from manager_vm.errors import LocalProtocolError, RemoteProtocolError
+from manager_vm.protocol.quote_server import QuoteServer
 from manager_vm.wire import tpm
 from manager_vm.wire.channel import (
     MAX_COMMAND,
@@ -30,6 +31,7 @@ from manager_vm.wire.channel import (
     Response,
     Welcome,
 )
+from manager_vm.wire.quote import QuoteBegin, QuoteFetch, QuoteRefused
 
 _MIN_COMMAND = 10  # bytes: a TPM command header (TPM 2.0 Part 1, 18.2)
 
@@ -65,13 +67,20 @@ class Execute:
 
 
 @dataclass(frozen=True, slots=True)
+class Attest:
+    """Make the evidence that is asked for; ``attested`` follows, at any time."""
+
+    question: QuoteBegin
+
+
+@dataclass(frozen=True, slots=True)
 class Close:
     """End the session (an Error was sent before); ``reason`` is for the log."""
 
     reason: str
 
 
-Action = Send | Execute | Close
+Action = Send | Execute | Attest | Close
 
 
 class Verdict(Enum):
@@ -95,6 +104,7 @@ class ChannelServer:
         self._greeted = False
         self._running: Command | None = None
         self._orphaned = False  # the running command belongs to a session that is over
+        self._quotes = QuoteServer()
 
     @property
     def state(self) -> SessionState:
@@ -121,6 +131,8 @@ class ChannelServer:
                 return self._hello(message)
             case Bye():
                 return self._bye()
+            case QuoteBegin() | QuoteFetch():
+                return self._quote(message)
             case _:
                 return self._error(f"{type(message).__name__} travels only from the manager to a front end")
 
@@ -131,6 +143,11 @@ class ChannelServer:
     def outcome_unknown(self) -> list[Action]:
         """The running command's vTPM died or was killed at the deadline: answered, never executed again."""
         return self._finish(None, tpm.error_response(tpm.RC.TPM_RC_FAILURE))
+
+    def attested(self, question: QuoteBegin, answer: bytes | QuoteRefused) -> list[Action]:
+        """The evidence that ``Attest`` asked for is made, or why there is none."""
+        reply = self._quotes.answered(question, answer)
+        return [Send(reply)] if reply is not None and self._greeted else []
 
     def refused(self, reason: Reason) -> list[Action]:
         """The vTPM does not serve now; the command was not executed and its seq is free again."""
@@ -156,15 +173,30 @@ class ChannelServer:
         if not resumed:
             self._state = SessionState(hello.session, self._state.last_seq)
             self._orphaned = self._running is not None
+            self._quotes.forget()
         self._greeted = True
         next_seq = self._next_seq() + (1 if self._orphaned else 0)
         return [Send(Welcome(hello.session, next_seq, resumed, VERSION, MAX_COMMAND))]
 
     def _bye(self) -> list[Action]:
         self._greeted = False
+        self._quotes.forget()
         self._state = SessionState(last_seq=self._state.last_seq)
         self._orphaned = self._running is not None
         return []
+
+    def _quote(self, request: QuoteBegin | QuoteFetch) -> list[Action]:
+        if not self._greeted:
+            return self._error("a quote request came before HELLO")
+        if isinstance(request, QuoteFetch):
+            return [Send(self._quotes.fetch(request))]
+        try:
+            found = self._quotes.begin(request)
+        except RemoteProtocolError as error:
+            return self._error(str(error))
+        if isinstance(found, QuoteBegin):
+            return [Attest(found)]
+        return [] if found is None else [Send(found)]
 
     def _command(self, command: Command) -> list[Action]:
         if not self._greeted:

@@ -15,12 +15,15 @@ from typing import Any
 from manager_vm.errors import ConfigError, RemoteProtocolError, StateError, TrustError
 from manager_vm.keys.approvals import Images
 from manager_vm.keys.enrolment import Enrolment
-from manager_vm.server import provision, recovery
+from manager_vm.server import groups, provision, recovery
+from manager_vm.server.certify import Certifier
 from manager_vm.server.journal import Journal
 from manager_vm.server.verbs import ADMIN, Verbs
 from manager_vm.store.manifest import Manifest
 from manager_vm.trust import request, roster, rules
+from manager_vm.trust.group import DEFAULT
 from manager_vm.trust.request import Authorised, Nonces
+from manager_vm.trust.rules import About
 from manager_vm.wire.admin import Request, SignedRequest
 
 log = logging.getLogger(__name__)
@@ -32,13 +35,20 @@ class Desk:
     """Thread-safe."""
 
     def __init__(
-        self, manifest: Manifest, images: Images, journal: Journal, verbs: Verbs, enrolment: Enrolment
+        self,
+        manifest: Manifest,
+        images: Images,
+        journal: Journal,
+        verbs: Verbs,
+        enrolment: Enrolment,
+        certifier: Certifier,
     ) -> None:
         self._manifest = manifest
         self._images = images
         self._journal = journal
         self._verbs = verbs
         self._enrolment = enrolment
+        self._certifier = certifier
         self._nonces = Nonces()
         self._lock = threading.Lock()  # of the nonces
 
@@ -56,7 +66,7 @@ class Desk:
             found = self._authorise(message)
         except (TrustError, RemoteProtocolError) as error:
             log.warning("a signed request was refused: %s", error)
-            if message.key in contents.operators:  # of strangers there may be any number
+            if groups.domains(contents, message.key):  # of strangers there may be any number
                 self._journal.refused(message.key, error)
             raise
         performed = Request(message.id, found.verb, found.args)
@@ -68,9 +78,17 @@ class Desk:
 
     def _authorise(self, message: SignedRequest) -> Authorised:
         contents = self._manifest.contents
-        operator = roster.find(message.key, contents.authority, contents.operators)
+        operators = roster.find_all(message.key, groups.domains(contents, message.key))
         with self._lock:
-            return request.verify(message, operator, contents.manager, self._nonces, time.monotonic())
+            found = request.verify(
+                message,
+                operators,
+                contents.manager,
+                self._nonces,
+                time.monotonic(),
+                lambda verb, args: groups.owner(contents, verb, args),
+            )
+        return _about(found, groups.owner(contents, found.verb, found.args))
 
     def _perform(self, message: Request) -> Any:
         own = OWN.get(message.verb)
@@ -86,22 +104,48 @@ class Desk:
         return {"nonce": nonce, "manager": self._manifest.contents.manager}
 
     def operator_add(self, args: dict[str, Any]) -> list[dict[str, Any]]:
-        """Enrol an operator by the authority's statement."""
-        statement = _statement(args)
-        self._manifest.commit(lambda contents: provision.enrol(contents, statement))
-        return self.operators({})
+        """Enrol an operator by a statement of the authority, or of a group's."""
+        statement, group = _statement(args), _group(args)
+        if group == DEFAULT:
+            self._manifest.commit(lambda contents: provision.enrol(contents, statement))
+        else:
+            self._manifest.commit(lambda contents: groups.enrol(contents, group, statement))
+        return self.operators(args)
 
     def operator_remove(self, args: dict[str, Any]) -> list[dict[str, Any]]:
-        """Remove an operator by the authority's statement."""
-        statement = _statement(args)
-        self._manifest.commit(lambda contents: provision.remove(contents, statement))
-        return self.operators({})
+        """Remove an operator by a statement of the authority, or of a group's."""
+        statement, group = _statement(args), _group(args)
+        if group == DEFAULT:
+            self._manifest.commit(lambda contents: provision.remove(contents, statement))
+        else:
+            self._manifest.commit(lambda contents: groups.expel(contents, group, statement))
+        return self.operators(args)
 
     def operators(self, args: dict[str, Any]) -> list[dict[str, Any]]:
-        """Who is enrolled, by name."""
-        contents = self._manifest.contents
-        found = roster.operators(contents.authority, contents.operators)
+        """Who is enrolled by the authority, or by a group's, by name."""
+        contents, group = self._manifest.contents, _group(args)
+        found = roster.operators(groups.authority(contents, group).der, contents.group(group).operators)
         return [{"name": x.name, "role": str(x.role), "serial": x.serial, "key": x.key.id} for x in found]
+
+    def groups(self, args: dict[str, Any]) -> list[dict[str, Any]]:
+        """All groups."""
+        contents = self._manifest.contents
+        rules.demand_provisioned("groups", provisioned=bool(contents.authority))
+        return groups.table(contents)
+
+    def group_add(self, args: dict[str, Any]) -> list[dict[str, Any]]:
+        """Take a tenant's group by the authority's statement, and its first operators by its own authority's."""
+        statement, enrolments = _statement(args), args.get("operators") or []
+        if not isinstance(enrolments, list) or not all(isinstance(each, bytes) for each in enrolments):
+            raise ConfigError("name the enrolments of the group's operators")
+        return groups.table(self._manifest.commit(lambda contents: groups.add(contents, statement, enrolments)))
+
+    def group_remove(self, args: dict[str, Any]) -> list[dict[str, Any]]:
+        """Give up a group that has no vTPMs."""
+        name = args.get("name")
+        if not isinstance(name, str):
+            raise ConfigError("name a group")
+        return groups.table(self._manifest.commit(lambda contents: groups.remove(contents, name)))
 
     def approve(self, args: dict[str, Any]) -> list[dict[str, Any]]:
         """Take the authority's approval of an image."""
@@ -137,6 +181,10 @@ class Desk:
         self._enrolment.install(_statement(args))
         return self._enrolment.show()
 
+    def certify(self, args: dict[str, Any]) -> dict[str, Any]:
+        """What vouches for an AK of a vTPM."""
+        return self._certifier.certify(args)
+
     def recovery(self, args: dict[str, Any]) -> dict[str, Any]:
         """To whom keys are wrapped, what was recovered."""
         return recovery.told(self._manifest.contents)
@@ -166,6 +214,18 @@ class Desk:
         return {"lines": lines, "count": head.count, "anchored": anchored.count, "digest": anchored.digest}
 
 
+def _about(found: Authorised, owner: str | None) -> Authorised:
+    """With the group that was authorised, so that nothing is done to a vTPM of another group that took the name."""
+    if rules.about(found.verb) is About.PLATFORM:
+        return found
+    group = "" if owner is None else owner or DEFAULT
+    return Authorised(found.operator, found.verb, {**found.args, "group": group})
+
+
+def _group(args: dict[str, Any]) -> str:
+    return str(args.get("group") or DEFAULT)
+
+
 def _statement(args: dict[str, Any]) -> bytes:
     statement = args.get("statement")
     if not isinstance(statement, bytes):
@@ -178,10 +238,14 @@ OWN: dict[str, Callable[[Desk, dict[str, Any]], Any]] = {
     "operator_add": Desk.operator_add,
     "operator_remove": Desk.operator_remove,
     "operators": Desk.operators,
+    "groups": Desk.groups,
+    "group_add": Desk.group_add,
+    "group_remove": Desk.group_remove,
     "approve": Desk.approve,
     "revoke": Desk.revoke,
     "approvals": Desk.approvals,
     "audit": Desk.audit,
+    "certify": Desk.certify,
     "recovery": Desk.recovery,
     "recovery_set": Desk.recovery_set,
     "recovery_off": Desk.recovery_off,

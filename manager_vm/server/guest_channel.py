@@ -7,16 +7,18 @@ A thread with blocking poll() costs a few microseconds per command; one event lo
 from __future__ import annotations
 
 import logging
-import math
 import os
 import select
 import threading
 import time
 from collections.abc import Callable
 
-from manager_vm.errors import ProtocolError, StoreError, SwtpmError, UnreachableError
-from manager_vm.protocol.channel_server import Action, ChannelServer, Close, Execute, Send
+from manager_vm.errors import ProtocolError, UnreachableError
+from manager_vm.protocol.channel_server import Action, Attest, ChannelServer, Close, Execute, Send
+from manager_vm.server.attestor import Attestor
 from manager_vm.server.complaints import Complaints
+from manager_vm.server.execution import Execution, Outcome
+from manager_vm.server.questions import Questions
 from manager_vm.vchan.endpoint import Endpoint, State
 from manager_vm.vtpm.vtpm import Vtpm
 from manager_vm.wire import channel, framing
@@ -34,19 +36,16 @@ _PATIENCE = 1.0  # seconds for a front end to make room for an answer; its ring 
 class GuestChannel:
     """Serves one vTPM on one server end point until ``close``. ``deadline``: seconds per command."""
 
-    def __init__(self, vtpm: Vtpm, endpoint: Endpoint, address: str, deadline: float) -> None:
+    def __init__(self, vtpm: Vtpm, endpoint: Endpoint, address: str, deadline: float, attestor: Attestor) -> None:
         self.address = address
         self._vtpm = vtpm
         self._endpoint = endpoint
-        self._deadline = deadline
         self._decoder = framing.Decoder(channel.MAX_BODY, resync=endpoint.lossy)
         self._endpoint_fd = endpoint.fileno()
         self._epoch = endpoint.epoch
         self._heard = 0.0
         self._fed = 0.0  # when bytes came last
         self._lost = 0  # front ends dropped so far
-        self._executing_until: float | None = None
-        self._latest = math.inf  # no command executes after this
         self._complaints = Complaints(f"vTPM {vtpm.name}: channel {address}")
         self._automaton = vtpm.channel
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -59,6 +58,8 @@ class GuestChannel:
         self._poller = select.poll()
         self._poller.register(endpoint.fileno(), select.POLLIN)
         self._poller.register(self._wake, select.POLLIN)
+        self._execution = Execution(vtpm, self._poller, deadline)
+        self._questions = Questions(vtpm.name, attestor, self._execution, self._signal)
         self._thread = threading.Thread(target=self._loop, name=f"channel {vtpm.name}", daemon=True)
         self._thread.start()
 
@@ -83,7 +84,7 @@ class GuestChannel:
 
     def hasten(self, grace: float) -> None:
         """The manager stops: a command that executes has ``grace`` seconds left."""
-        self._latest = time.monotonic() + grace
+        self._execution.hasten(grace)
         self._signal()
 
     def serves(self, vtpm: Vtpm) -> bool:
@@ -98,9 +99,9 @@ class GuestChannel:
     def _loop(self) -> None:
         try:
             with self._endpoint:
-                while not (self._closing and self._executing_until is None):
+                while not (self._closing and not self._execution.running):
                     look = self._wait()
-                    if self._executing_until is not None:
+                    if self._execution.running:
                         self._fetch()
                     if not look:
                         continue  # only an answer was there: on one processor the front end waits for ours
@@ -120,13 +121,13 @@ class GuestChannel:
         timeout = 0.0 if unread else _TICK
         if self._decoder.pending and self._endpoint.lossy:
             timeout = min(timeout, _EXPIRE)
-        if self._executing_until is not None:
-            timeout = min(timeout, max(min(self._executing_until, self._latest) - time.monotonic(), 0.0))
-        ready = [fd for fd, _ in self._poller.poll(timeout * 1000)]
+        ready = [fd for fd, _ in self._poller.poll(self._execution.left(timeout) * 1000)]
         if self._wake in ready:
             os.eventfd_read(self._wake)
         now = time.monotonic()
         self._room_by = now + _PATIENCE
+        if self._wake in ready:
+            self._perform(self._questions.answers())
         if not ready or now - self._ticked >= _TICK:
             self._tick(now)
             return True
@@ -176,7 +177,7 @@ class GuestChannel:
 
     def _automaton_now(self) -> ChannelServer:
         """The vTPM's automaton; a resume or a start put a new one there, which knows no front end yet."""
-        if self._vtpm.channel is not self._automaton and self._executing_until is None:
+        if self._vtpm.channel is not self._automaton and not self._execution.running:
             self._automaton = self._vtpm.channel
         return self._automaton
 
@@ -186,7 +187,9 @@ class GuestChannel:
                 case Send(message):
                     self._send(message)
                 case Execute(_, locality, command):
-                    self._execute(command, locality)
+                    self._perform(self._execution.begin(self._automaton, command, locality, self._executed))
+                case Attest(question):
+                    self._perform(self._questions.ask(self._automaton, question))
                 case Close(reason):
                     self._complaints.report(reason)
 
@@ -208,63 +211,26 @@ class GuestChannel:
             if self._endpoint.epoch == visit:
                 self._endpoint.drop_peer()
 
-    def _execute(self, command: bytes, locality: int) -> None:
-        if self._latest < math.inf:  # the manager stops: nothing new begins, the seq stays free
-            self._perform(self._automaton.refused(Reason.QUIESCED))
-            return
-        try:
-            outcome = self._vtpm.begin(self._automaton, command, locality)
-        except SwtpmError as error:
-            self._give_up(str(error))
-            return
+    def _executed(self, outcome: Outcome) -> list[Action]:
+        """What follows from the end of a guest's command."""
         if isinstance(outcome, Reason):
-            self._perform(self._automaton.refused(outcome))
-        elif outcome is not None:
-            self._perform(self._automaton.executed(outcome))
-        else:
-            self._executing_until = time.monotonic() + self._deadline
-            self._poller.register(self._vtpm.fileno(), select.POLLIN)
+            return self._automaton.refused(outcome)
+        return self._automaton.outcome_unknown() if outcome is None else self._automaton.executed(outcome)
 
     def _fetch(self) -> None:
         """Take the answer of the executing command, if it is complete."""
-        fd = self._vtpm.fileno()
-        try:
-            response = self._vtpm.finish()
-        except (SwtpmError, StoreError) as error:
-            self._poller.unregister(fd)
-            self._give_up(str(error))
-            return
-        if response is not None:
-            self._poller.unregister(fd)
-            self._executing_until = None
-            actions = self._automaton.executed(response)
-            self._vtpm.release()
-            self._perform(actions)
-        elif self._executing_until is not None and time.monotonic() >= min(self._executing_until, self._latest):
-            self._poller.unregister(fd)
-            self._give_up(self._overdue())
-
-    def _overdue(self) -> str:
-        if time.monotonic() >= self._latest:
-            return "the manager stops and a command still executes; swtpm was killed"
-        return f"a command took longer than {self._deadline:.0f} s; swtpm was killed"
-
-    def _give_up(self, cause: str) -> None:
-        log.error("vTPM %s: %s", self._vtpm.name, cause)
-        self._executing_until = None
-        self._vtpm.give_up()
-        actions = self._automaton.outcome_unknown()
-        self._vtpm.release()
-        self._perform(actions)
+        self._perform(self._execution.fetch())
+        if not self._execution.running:
+            self._perform(self._questions.proceed())
 
     def _finish_orphan(self) -> None:
         """The end point broke while a command executed: see it through, so that the vTPM is free again."""
         self._automaton.new_peer()  # nobody is left to answer
-        while self._executing_until is not None:
+        while self._execution.running:
             poller = select.poll()
             poller.register(self._vtpm.fileno(), select.POLLIN)
             poller.register(self._wake, select.POLLIN)
-            left = min(self._executing_until, self._latest) - time.monotonic()
-            if self._wake in {fd for fd, _ in poller.poll(max(left, 0.0) * 1000)}:
+            if self._wake in {fd for fd, _ in poller.poll(self._execution.left(_TICK) * 1000)}:
                 os.eventfd_read(self._wake)
             self._fetch()
+        self._questions.drop()

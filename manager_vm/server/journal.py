@@ -83,6 +83,8 @@ class Journal:
     def request(self, operator: Operator, verb: str, args: dict[str, Any]) -> Iterator[None]:
         """Perform a changing request in this block; StoreError if it cannot be noted, and then it is not performed."""
         who = {"operator": operator.name, "key": operator.key.id, "verb": verb}
+        if operator.group:
+            who["group"] = operator.group
         number = self.audit.append(("request", {**who, "args": _plain(args)})).count
         outcome = "ended by a defect; see the manager's log"
         try:

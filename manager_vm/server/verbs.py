@@ -16,10 +16,12 @@ from typing import Any
 from manager_vm.config import Config
 from manager_vm.errors import ConfigError, RemoteProtocolError, UnknownVtpmError, VtpmManagerError
 from manager_vm.server import recovery
+from manager_vm.server.attestor import Attestor
 from manager_vm.server.wiring import Wiring
 from manager_vm.store import atomic
 from manager_vm.store.manifest import Manifest
 from manager_vm.store.records import VtpmRecord
+from manager_vm.trust.group import DEFAULT
 from manager_vm.trust.signing import VerifyKey
 from manager_vm.vtpm import properties
 from manager_vm.vtpm.registry import Registry
@@ -36,11 +38,18 @@ class Verbs:
     """What both tables work on. ``warnings``: what the operator should know of this machine."""
 
     def __init__(
-        self, manifest: Manifest, registry: Registry, wiring: Wiring, config: Config, warnings: list[str]
+        self,
+        manifest: Manifest,
+        registry: Registry,
+        wiring: Wiring,
+        attestor: Attestor,
+        config: Config,
+        warnings: list[str],
     ) -> None:
         self._manifest = manifest
         self._registry = registry
         self._wiring = wiring
+        self._attestor = attestor
         self._config = config
         self._warnings = warnings
         self._started = time.time()
@@ -88,24 +97,24 @@ class Verbs:
         return self._full(self._registry.record(_name(args)))
 
     def create(self, args: dict[str, Any]) -> dict[str, Any]:
-        """A new vTPM."""
-        return self._full(self._registry.create(_name(args)))
+        """A new vTPM, in a group."""
+        return self._full(self._registry.create(_name(args), _group(args) or DEFAULT))
 
     def start(self, args: dict[str, Any]) -> dict[str, Any]:
         """Resume a parked vTPM, or power it on. A manager that is its own host side names the new boot itself."""
         name, power_on = _name(args), _get(args, "power_on", bool, False)
-        record = self._registry.start(name, power_on=power_on)
+        record = self._registry.start(name, power_on=power_on, group=_group(args))
         if power_on and record.channel and self._config.own_host:
             record = self._registry.report_boot(name, record.boot)
         return self._full(record)
 
     def stop(self, args: dict[str, Any]) -> dict[str, Any]:
         """Park a vTPM."""
-        return self._full(self._registry.stop(_name(args)))
+        return self._full(self._registry.stop(_name(args), _group(args)))
 
     def destroy(self, args: dict[str, Any]) -> None:
         """Remove a vTPM for ever."""
-        self._registry.destroy(_name(args))
+        self._registry.destroy(_name(args), _group(args))
 
     def release(self, args: dict[str, Any]) -> dict[str, Any]:
         """Lead a vTPM out of quarantine; ``discard``: "run" or "state" is accepted as lost."""
@@ -113,17 +122,23 @@ class Verbs:
             loss = Loss(_get(args, "discard", str, ""))
         except ValueError:
             raise ConfigError("only 'run' or 'state' can be discarded") from None
-        return self._full(self._registry.release(_name(args), loss))
+        return self._full(self._registry.release(_name(args), loss, _group(args)))
 
     def ek_cert(self, args: dict[str, Any]) -> dict[str, Any]:
-        """The EK certificates by key kind, and the CA's (DER)."""
-        return {"certificates": self._registry.record(_name(args)).certificates, "ca": self._registry.ca_certificate}
+        """The EK certificates by key kind, and that of the CA of the vTPM's group (DER)."""
+        record = self._registry.record(_name(args))
+        ca = self._manifest.contents.group(record.group).ca_certificate
+        return {"certificates": record.certificates, "ca": ca}
 
     def info(self, args: dict[str, Any]) -> dict[str, Any]:
         """What the running vTPM says of itself (TPM2_GetCapability)."""
         vtpm = self._registry.get(_name(args))
         with vtpm.changing(Reason.QUIESCED, self._config.command_deadline):
             return properties.read(vtpm)
+
+    def quote(self, args: dict[str, Any]) -> bytes:
+        """Evidence (EVIDENCE.md) that this vTPM is on this platform, for ``nonce``."""
+        return self._attestor.platform(_name(args), _get(args, "nonce", bytes, b""))
 
     def attach(self, args: dict[str, Any]) -> dict[str, Any]:
         """Wire a vTPM to a channel and name the running boot (none given: power on what is off, else the newest)."""
@@ -164,6 +179,7 @@ class Verbs:
         return {
             "name": record.name,
             "uuid": record.uuid,
+            "group": record.group,
             "state": str(vtpm.state),
             "channel": record.channel,
             "boot": record.boot,
@@ -194,6 +210,12 @@ def _name(args: dict[str, Any]) -> str:
     return str(name)
 
 
+def _group(args: dict[str, Any]) -> str | None:
+    """The group that the request is about; for a signed one the desk has looked who may say so."""
+    group: str | None = _get(args, "group", str, None)
+    return group
+
+
 def _get(args: dict[str, Any], key: str, kind: type, default: Any) -> Any:
     value = args.get(key)
     if value is None:
@@ -214,6 +236,7 @@ ADMIN: dict[str, Verb] = {
     "release": Verbs.release,
     "info": Verbs.info,
     "ek_cert": Verbs.ek_cert,
+    "quote": Verbs.quote,
 }
 
 HOST: dict[str, Verb] = {

@@ -7,6 +7,7 @@ import threading
 import time
 
 from manager_vm.errors import BusyError, StateError, VtpmManagerError
+from manager_vm.server.attestor import Attestor
 from manager_vm.server.guest_channel import GuestChannel
 from manager_vm.vchan import address
 from manager_vm.vtpm.registry import Registry
@@ -17,8 +18,9 @@ log = logging.getLogger(__name__)
 class Wiring:
     """Thread-safe. One channel per vTPM, one vTPM per channel."""
 
-    def __init__(self, registry: Registry, deadline: float) -> None:
+    def __init__(self, registry: Registry, deadline: float, attestor: Attestor) -> None:
         self._registry = registry
+        self._attestor = attestor
         self._deadline = deadline
         self._channels: dict[str, GuestChannel] = {}
         self._ending: set[str] = set()  # vTPMs whose channel is being closed
@@ -101,7 +103,8 @@ class Wiring:
             self._channels.pop(name).close()
         endpoint = address.serve(address.parse(channel))
         try:
-            self._channels[name] = GuestChannel(self._registry.get(name), endpoint, channel, self._deadline)
+            vtpm = self._registry.get(name)
+            self._channels[name] = GuestChannel(vtpm, endpoint, channel, self._deadline, self._attestor)
         except BaseException:
             endpoint.close()
             raise

@@ -24,14 +24,27 @@ def between(old: Contents, new: Contents) -> list[Event]:
 
 
 def _trust(old: Contents, new: Contents) -> Iterator[Event]:
-    changed = sorted(key for key, data in new.operators.items() if old.operators.get(key) != data)
-    gone = sorted(old.operators.keys() - new.operators.keys())
-    if changed or gone:
-        yield "operators changed", {"keys": changed, "superseded": gone}
+    yield from _operators(old.operators, new.operators, {})
     if new.recovery != old.recovery:
         yield "recovery recipient", {"statement": crypto.digest(new.recovery.statement).hex(), "off": new.recovery.off}
     if new.identity is not None and new.identity != old.identity:
         yield from _identity(old.identity or Identity(b""), new.identity)
+    if old.groups is new.groups:
+        return
+    for name, group in new.groups.items():
+        before = old.groups.get(name)
+        if before is None or before.statement != group.statement:
+            yield "group added" if before is None else "group changed", {"group": name}
+        yield from _operators(before.operators if before else {}, group.operators, {"group": name})
+    for name in sorted(old.groups.keys() - new.groups.keys()):
+        yield "group removed", {"group": name}
+
+
+def _operators(old: dict[str, bytes], new: dict[str, bytes], where: dict[str, str]) -> Iterator[Event]:
+    changed = sorted(key for key, data in new.items() if old.get(key) != data)
+    gone = sorted(old.keys() - new.keys())
+    if changed or gone:
+        yield "operators changed", {**where, "keys": changed, "superseded": gone}
 
 
 def _identity(old: Identity, new: Identity) -> Iterator[Event]:

@@ -9,9 +9,10 @@ import msgpack
 
 from manager_vm import crypto
 from manager_vm.crypto import Key
-from manager_vm.errors import IntegrityError
+from manager_vm.errors import ConfigError, IntegrityError
 from manager_vm.protocol.lifecycle import State
 from manager_vm.store.marks import Recovered, Recovery, RevokedPlatform
+from manager_vm.trust.group import DEFAULT
 
 MAX_REASON = 500
 
@@ -23,6 +24,7 @@ class VtpmRecord:
     ``blob``/``blob_digest``: the anchored state blob (file name, SHA-256), always present. ``run``: the directory
     of the current run, "" if none. ``boot``: the newest boot number applied. ``resume``: a parked vTPM that the manager
     resumes by itself when it starts. ``ek_names``: TPM names of the EKs by key kind, recorded at manufacture.
+    ``group``: who operates it; it never changes.
     ``before``: of a quarantined one, its state before. ``released``: when, and at what loss, it was led out of
     quarantine; kept for ever. ``recovered``: recoveries that it went through, kept for ever.
     """
@@ -41,9 +43,24 @@ class VtpmRecord:
     resume: bool = False
     channel: str = ""
     reason: str = ""
+    group: str = DEFAULT
     before: str = ""
     released: str = ""
     recovered: tuple[Recovered, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A tenant's group. ``statement``: the platform authority's (``trust/group``), b"" for the default group.
+
+    ``ca_certificate``, ``ca_key``: of the CA that issues its EK certificates (X.509 and PKCS #8, DER). ``operators``:
+    the newest statement of the group's authority about each operator's key, by key id.
+    """
+
+    statement: bytes
+    ca_certificate: bytes
+    ca_key: bytes = field(repr=False)
+    operators: dict[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +110,9 @@ class Contents:
 
     ``authority``: SubjectPublicKeyInfo (DER) of who enrols operators, b"" before provisioning. ``operators``: the
     authority's newest statement about each operator's key, by key id (``trust/roster``). ``owner``: the Name of the
-    SRK of the hardware TPM that holds the anchor. ``identity``: None until evidence was asked for. ``recovered``: the
-    recoveries of this manager, for ever.
+    SRK of the hardware TPM that holds the anchor. ``groups``: those of tenants, by name; vTPMs made without one are in
+    the default group, whose CA and operators are the manager's own. ``identity``: None until evidence was asked
+    for. ``recovered``: the recoveries of this manager, for ever.
     """
 
     serial: int
@@ -106,6 +124,7 @@ class Contents:
     operators: dict[str, bytes] = field(default_factory=dict)
     audit: AuditHead = AuditHead()
     owner: bytes = b""
+    groups: dict[str, Group] = field(default_factory=dict)
     identity: Identity | None = None
     recovery: Recovery = field(default_factory=Recovery)
     recovered: tuple[Recovered, ...] = ()
@@ -119,6 +138,14 @@ class Contents:
     def named(self, name: str) -> VtpmRecord | None:
         """The record with this name."""
         return next((record for record in self.vtpms.values() if record.name == name), None)
+
+    def group(self, name: str) -> Group:
+        """The group with this name, also the default one; ConfigError if there is none."""
+        if name == DEFAULT:
+            return Group(b"", self.ca_certificate, self.ca_key, self.operators)
+        if name not in self.groups:
+            raise ConfigError(f"there is no group {name[:80]!r} at this manager; 'group list' shows those there are")
+        return self.groups[name]
 
     def with_vtpm(self, record: VtpmRecord, keys: VtpmKeys | None = None) -> Contents:
         """The same with ``record`` added or replaced, and its keys if given."""
@@ -142,6 +169,7 @@ def pack_open(contents: Contents, stanza: bytes = b"") -> bytes:
         "operators": contents.operators,
         "audit": [contents.audit.count, contents.audit.digest],
         "owner": contents.owner,
+        "groups": {name: [x.statement, x.ca_certificate, x.operators] for name, x in contents.groups.items()},
         "identity": [found.ak, found.statement, found.authority] if (found := contents.identity) else None,
         "recovery": [contents.recovery.statement, contents.recovery.off, stanza],
         "recovered": contents.recovered,
@@ -152,7 +180,7 @@ def pack_open(contents: Contents, stanza: bytes = b"") -> bytes:
 
 
 def pack_secret(contents: Contents) -> bytes:
-    """The key table, to be sealed: {"ca": key, "vtpms": {uuid: [blob key, run key or None]}, "sks": [...]}.
+    """The key table, to be sealed: {"ca": key, "vtpms": {uuid: [blob key, run key or None]}, "groups", "sks"}.
 
     SKs stand here, for they say which vTPMs are on one host.
     """
@@ -160,7 +188,8 @@ def pack_secret(contents: Contents) -> bytes:
         uuid: [keys.blob.reveal(), keys.run.reveal() if keys.run else None] for uuid, keys in contents.keys.items()
     }
     sks = [[key.public, key.private, key.certificate, key.vtpm] for key in _signing_keys(contents)]
-    return bytes(msgpack.packb({"ca": contents.ca_key, "vtpms": table, "sks": sks}))
+    groups = {name: group.ca_key for name, group in contents.groups.items()}
+    return bytes(msgpack.packb({"ca": contents.ca_key, "vtpms": table, "groups": groups, "sks": sks}))
 
 
 def unpack(open_part: bytes, secret_part: bytes) -> Contents:
@@ -172,11 +201,20 @@ def unpack(open_part: bytes, secret_part: bytes) -> Contents:
         keys = {uuid: VtpmKeys(Key(blob), Key(run) if run else None) for uuid, (blob, run) in secret["vtpms"].items()}
         vtpms = {record.uuid: record for record in records}
         contents = Contents(opened["serial"], opened["ca"], secret["ca"], vtpms, keys)
-        return replace(contents, **_unpack_trust(opened), identity=_unpack_identity(opened, secret))
+        contents = replace(contents, **_unpack_trust(opened), groups=_unpack_groups(opened, secret))
+        return replace(contents, identity=_unpack_identity(opened, secret))
     except (ValueError, KeyError, TypeError, AttributeError, msgpack.UnpackException) as error:
         raise IntegrityError(
             f"the manifest is authentic but of another format ({error}); run the version that wrote it"
         ) from None
+
+
+def _unpack_groups(opened: dict[str, Any], secret: dict[str, Any]) -> dict[str, Group]:
+    keys = secret.get("groups", {})
+    return {
+        name: Group(statement, certificate, keys[name], operators)
+        for name, (statement, certificate, operators) in opened.get("groups", {}).items()
+    }
 
 
 def _unpack_trust(opened: dict[str, Any]) -> dict[str, Any]:

@@ -17,12 +17,13 @@ from cryptography.x509.oid import NameOID, ObjectIdentifier
 from manager_vm.errors import EvidenceError
 from manager_vm.trust.signing import COORDINATE_SIZE, SigningKey, VerifyKey
 
-# "signs credentials of virtual TPMs": an OID made of a random UUID (ITU-T X.667), so it belongs to nobody else
-SIGNS_VTPM_CREDENTIALS = ObjectIdentifier("2.25.180444390874761653704387151832824701129")
+_ANY_POLICY = ObjectIdentifier("2.5.29.32.0")  # an OID of our own would need a registered arc
+POLICY = "signs credentials of virtual TPMs"  # explicitText of the certificate's policy
 _ISSUER = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "vTPM attestation authority")])
 _SUBJECT = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "vTPM credential signer")])
 _NEVER = datetime.datetime(9999, 12, 31, 23, 59, 59)  # RFC 5280, 4.1.2.5: no well-defined expiration date
 _YEARS = 10  # for which an SK's certificate is valid
+_ECDSA_WITH_SHA256 = bytes.fromhex("300a06082a8648ce3d040302")  # AlgorithmIdentifier (RFC 5758, 3.2)
 _MAX_SIZE = 4096  # bytes of a certificate
 _Extension = TypeVar("_Extension", bound=x509.ExtensionType)
 
@@ -43,7 +44,7 @@ def certify_sk(key: ec.EllipticCurvePublicKey, authority: SigningKey, now: datet
     for extension, critical in (
         (x509.BasicConstraints(ca=False, path_length=None), True),
         (_usage(of_ca=False), True),
-        (x509.ExtendedKeyUsage([SIGNS_VTPM_CREDENTIALS]), True),
+        (_policies(), False),
         (x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.public.key), False),
     ):
         builder = builder.add_extension(extension, critical=critical)
@@ -53,7 +54,7 @@ def certify_sk(key: ec.EllipticCurvePublicKey, authority: SigningKey, now: datet
 def verify_authority(der: bytes, authority: VerifyKey) -> None:
     """EvidenceError unless this is the certificate that ``authority`` has signed for itself."""
     found = _load(der, "the authority's certificate")
-    _check_signed(found, authority, "the authority's certificate")
+    _check_signed(found, der, authority, "the authority's certificate")
     if found.subject != _ISSUER or found.public_key() != authority.key:
         raise EvidenceError("the authority's certificate is for another key or name")
 
@@ -62,9 +63,9 @@ def verify_sk(der: bytes, authority: VerifyKey) -> ec.EllipticCurvePublicKey:
     """The SK that ``authority`` has certified; EvidenceError otherwise. Its validity in time is not looked at here."""
     what = "an SK's certificate"
     found = _load(der, what)
-    _check_signed(found, authority, what)
-    usage, extended = _extension(found, x509.KeyUsage), _extension(found, x509.ExtendedKeyUsage)
-    if usage != _usage(of_ca=False) or list(extended or ()) != [SIGNS_VTPM_CREDENTIALS]:
+    _check_signed(found, der, authority, what)
+    usage, policies = _extension(found, x509.KeyUsage), _extension(found, x509.CertificatePolicies)
+    if usage != _usage(of_ca=False) or policies != _policies():
         raise EvidenceError(f"{what} is for another use")
     key = found.public_key()
     if found.subject != _SUBJECT or not isinstance(key, ec.EllipticCurvePublicKey):
@@ -91,13 +92,16 @@ def _month(now: datetime.datetime) -> datetime.datetime:
     return now.astimezone(datetime.UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
 
 
-def _check_signed(found: x509.Certificate, authority: VerifyKey, what: str) -> None:
+def _check_signed(found: x509.Certificate, der: bytes, authority: VerifyKey, what: str) -> None:
     try:
         r, s = utils.decode_dss_signature(found.signature)
         signature = r.to_bytes(COORDINATE_SIZE) + s.to_bytes(COORDINATE_SIZE)
     except (ValueError, OverflowError):
         signature = b""
     authority.verify(signature, found.tbs_certificate_bytes, what)
+    tail = b"\x03" + bytes([len(found.signature) + 1]) + b"\0" + found.signature  # BIT STRING
+    if not der.endswith(found.tbs_certificate_bytes + _ECDSA_WITH_SHA256 + tail):  # what nobody has signed
+        raise EvidenceError(f"{what} is not encoded as it was signed")
     if found.issuer != _ISSUER:
         raise EvidenceError(f"{what} has another issuer")
 
@@ -107,7 +111,7 @@ def _load(der: bytes, what: str) -> x509.Certificate:
         raise EvidenceError(f"{what} has {len(der)} bytes: it is none")
     try:
         return x509.load_der_x509_certificate(der)
-    except ValueError as error:
+    except (ValueError, x509.InvalidVersion) as error:
         raise EvidenceError(f"{what} cannot be read ({error})") from None
 
 
@@ -120,6 +124,11 @@ def _extension(found: x509.Certificate, kind: type[_Extension]) -> _Extension | 
 
 def _der(certificate: x509.Certificate) -> bytes:
     return certificate.public_bytes(serialization.Encoding.DER)
+
+
+def _policies() -> x509.CertificatePolicies:
+    notice = x509.UserNotice(None, POLICY)
+    return x509.CertificatePolicies([x509.PolicyInformation(_ANY_POLICY, [notice])])
 
 
 def _usage(*, of_ca: bool) -> x509.KeyUsage:

@@ -5,8 +5,10 @@
     recovery/N.json        see ``recovery_register``
     approvals/N.json       N = the approval's bit  revocations/N.json       in the order in which they were made
     operators/NAME.json    who is enrolled         removals/KEY-ID.json     and beside it KEY-ID.enrolment.json
+    groups/NAME.json       tenants' groups
 
-The directory is the register: what stands there is used up. No file is ever written twice, but an operator's.
+The directory is the register: what stands there is used up. No file is ever written twice, but an operator's and a
+group's.
 """
 
 from __future__ import annotations
@@ -29,8 +31,9 @@ from manager_vm.trust.signing import SigningKey, VerifyKey
 
 _KEY, _PUBLIC, _CERTIFICATE = "authority.key", "authority.pub", "authority.pem"
 _APPROVALS, _REVOCATIONS, _OPERATORS, _REMOVALS = "approvals", "revocations", "operators", "removals"
-PLATFORMS, CHALLENGES, ENROLMENTS, RECOVERY = "platforms", "challenges", "enrolments", "recovery"
-_FOLDERS = (_APPROVALS, _REVOCATIONS, _OPERATORS, _REMOVALS, PLATFORMS, CHALLENGES, ENROLMENTS, RECOVERY)
+GROUPS, PLATFORMS, CHALLENGES, ENROLMENTS = "groups", "platforms", "challenges", "enrolments"
+RECOVERY = "recovery"
+_FOLDERS = (_APPROVALS, _REVOCATIONS, _OPERATORS, _REMOVALS, GROUPS, PLATFORMS, CHALLENGES, ENROLMENTS, RECOVERY)
 _Said = TypeVar("_Said")
 
 

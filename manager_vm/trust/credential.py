@@ -16,7 +16,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from manager_vm.errors import EvidenceError
-from manager_vm.trust.tpm_structures import Alg, Public
+from manager_vm.trust.tpm_constants import Alg
+from manager_vm.trust.tpm_structures import Public
 
 _HASHES: dict[int, type[hashes.HashAlgorithm]] = {Alg.SHA256: hashes.SHA256, Alg.SHA384: hashes.SHA384}
 _IDENTITY = b"IDENTITY\0"

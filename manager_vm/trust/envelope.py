@@ -13,7 +13,7 @@ import binascii
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from manager_vm.errors import EvidenceError
@@ -26,8 +26,13 @@ _TYPE = re.compile(r"application/vnd\.vtpm-manager\.([a-z-]{1,40})\+json")
 
 def sign(kind: str, body: dict[str, Any], key: SigningKey) -> bytes:
     """The envelope with ``body`` (JSON types), one signature."""
+    return sign_with(kind, body, key.public.id, key.sign)
+
+
+def sign_with(kind: str, body: dict[str, Any], key_id: str, make: Callable[[bytes], bytes]) -> bytes:
+    """The same by a key that is elsewhere: ``make`` gives r || s over SHA-256 of the bytes that it gets."""
     payload = json.dumps(body, sort_keys=True).encode()
-    signature = {"keyid": key.public.id, "sig": _encode(key.sign(_pae(kind, payload)))}
+    signature = {"keyid": key_id, "sig": _encode(make(_pae(kind, payload)))}
     envelope = {"payload": _encode(payload), "payloadType": _type(kind), "signatures": [signature]}
     return json.dumps(envelope, indent=1).encode() + b"\n"
 

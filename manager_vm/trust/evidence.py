@@ -25,6 +25,7 @@ WHAT = "platform evidence"
 _EK_CERTIFICATE = ObjectIdentifier("2.23.133.8.1")  # tcg-kp-EKCertificate
 _MAX_CERTIFICATE = 1 << 14  # bytes
 _MAX_FILE = 1 << 20
+_UNREADABLE = (ValueError, x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +79,10 @@ def _ek_certificate(der: bytes, vendors: Sequence[x509.Certificate], now: dateti
         raise EvidenceError(f"the EK's certificate has {len(der)} bytes: it is none")
     try:
         certificate = x509.load_der_x509_certificate(der)
+        _check_issuer(certificate, vendors, now)  # before anything in it is looked at
         extensions = certificate.extensions
-    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+    except _UNREADABLE as error:
         raise EvidenceError(f"the EK's certificate cannot be read ({error})") from None
-    _check_issuer(certificate, vendors, now)
     _check_valid(certificate, now, "the EK's certificate")
     if _is_ca(extensions):
         raise EvidenceError("the EK's certificate is one of a CA: it is not that of an EK")

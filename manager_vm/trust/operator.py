@@ -35,7 +35,8 @@ class Role(StrEnum):
 class Operator:
     """Whoever holds ``key`` is ``name`` and has ``role``. Made by ``verify`` only.
 
-    ``serial`` grows with each enrolment that the authority signs. ``description`` is for people.
+    ``serial`` grows with each enrolment that the authority signs. ``description`` is for people. ``group``: that of the
+    authority, "" for the platform's; whoever verifies knows it, the statement does not say it.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Operator:
     key: VerifyKey
     serial: int = 1
     description: str = ""
+    group: str = ""
 
 
 def enroll(
@@ -93,5 +95,5 @@ def is_name(name: object) -> TypeGuard[str]:
 
 
 def is_serial(serial: object) -> TypeGuard[int]:
-    """Whether an enrolment can have this serial."""
+    """Whether a statement can have this serial."""
     return isinstance(serial, int) and not isinstance(serial, bool) and 0 < serial <= MAX_SERIAL

@@ -15,7 +15,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from manager_vm.errors import ConfigError, EvidenceError
 from manager_vm.trust import envelope, operator, tpm_structures
 from manager_vm.trust.signing import SigningKey, VerifyKey
-from manager_vm.trust.tpm_structures import Alg, Attributes, Public
+from manager_vm.trust.tpm_constants import Alg, Attributes
+from manager_vm.trust.tpm_structures import Public
 
 PLATFORM = "platform"
 _DIGEST_SIZE = 32  # bytes, SHA-256
@@ -66,7 +67,7 @@ def check_sk(sk: Public) -> None:
 def _check(public: Public, what: str, needed: Attributes) -> None:
     if missing := needed & ~public.attributes:
         raise EvidenceError(f"this {what} lacks {_names(missing)}: what it signs proves nothing")
-    if extra := public.attributes & ~(needed | _EITHER):
+    if extra := Attributes(public.attributes.value & ~(needed | _EITHER).value):  # unknown bits too
         raise EvidenceError(f"this {what} is {_names(extra)}, which an {what} is not")
     if public.policy:
         raise EvidenceError(f"this {what} has a policy, which an {what} has not")

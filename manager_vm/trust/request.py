@@ -6,6 +6,7 @@ manager parses and executes (``wire.admin.Statement``): manager, nonce, verb, ar
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from manager_vm.wire import admin
 NONCE_SIZE = 32  # bytes
 LIFETIME = 60.0  # seconds from a challenge to the request that carries it
 MAX_NONCES = 1024
+Owner = Callable[[str, dict[str, Any]], str | None]  # (verb, arguments) -> the group that this is about (rules.choose)
 _TYPE = b"application/vnd.vtpm-manager.request+msgpack"
 
 
@@ -66,11 +68,20 @@ def sign(id_: int, key: SigningKey, challenge: Any, verb: str, args: dict[str, A
     raise RemoteProtocolError("the manager's challenge is none; do both sides have the same version?")
 
 
-def verify(request: admin.SignedRequest, operator: Operator, manager: str, nonces: Nonces, now: float) -> Authorised:
-    """What ``operator`` asks of ``manager``, its nonce used up; EvidenceError otherwise.
+def verify(
+    request: admin.SignedRequest,
+    operators: Sequence[Operator],
+    manager: str,
+    nonces: Nonces,
+    now: float,
+    owner: Owner = lambda verb, args: "",
+) -> Authorised:
+    """What one of ``operators`` asks of ``manager``, its nonce used up; EvidenceError otherwise.
 
-    The order matters: nobody but the operator can use up a nonce, and nothing is parsed that nobody has signed.
+    ``operators``: whom the request's key is enrolled as, one at least. The order matters: nobody but the operator can
+    use up a nonce, and nothing is parsed that nobody has signed.
     """
+    operator = operators[0]
     operator.key.verify(request.signature, _pae(request.signed), f"this request in the name of {operator.name!r}")
     statement = admin.unpack_statement(request.signed)
     if statement.manager != manager:
@@ -78,8 +89,8 @@ def verify(request: admin.SignedRequest, operator: Operator, manager: str, nonce
             f"this request was signed for manager {statement.manager[:16]!r}, and this is {manager[:16]!r}"
         )
     nonces.take(statement.nonce, now)
-    rules.demand_role(statement.verb, operator.role)
-    return Authorised(operator, statement.verb, statement.args)
+    chosen = rules.choose(statement.verb, owner(statement.verb, statement.args), operators)
+    return Authorised(chosen, statement.verb, statement.args)
 
 
 def _pae(signed: bytes) -> bytes:

@@ -72,6 +72,8 @@ EK_TEMPLATES = (
     EkTemplate("ecc-p384", _p384(), 0x01C00016),
 )
 
+CHAIN_INDEX = 0x01C00100  # first of the range for the EK certificates' chain (2.2.1.5.2): the CA's certificate
+
 
 def template(kind: str) -> EkTemplate:
     """The template of this kind of EK."""
@@ -96,6 +98,17 @@ def public_key(public: bytes) -> rsa.RSAPublicKey | ec.EllipticCurvePublicKey:
         return numbers.public_key()
     except (struct.error, KeyError, ValueError) as error:
         raise IntegrityError(f"the TPM returned a public area that is no EK of a known template ({error})") from None
+
+
+def with_key(kind: str, key: rsa.RSAPublicKey | ec.EllipticCurvePublicKey) -> bytes:
+    """TPMT_PUBLIC of the EK of this kind with this key: what ``public_key`` takes apart."""
+    made = template(kind).public
+    if isinstance(key, rsa.RSAPublicKey):
+        size = (key.key_size + 7) // 8
+        return made[:-size] + key.public_numbers().n.to_bytes(size)
+    size, numbers = (key.curve.key_size + 7) // 8, key.public_numbers()
+    head = made[: -2 * (2 + size)] if made.endswith(bytes(size)) else made[:-4]
+    return head + b"".join(struct.pack(">H", size) + each.to_bytes(size) for each in (numbers.x, numbers.y))
 
 
 def matching(public: Public) -> EkTemplate | None:

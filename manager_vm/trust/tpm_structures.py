@@ -10,13 +10,13 @@ import hashlib
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import IntEnum, IntFlag
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa, utils
 
 from manager_vm.errors import EvidenceError
+from manager_vm.trust.tpm_constants import Alg, Attributes, Type
 
 MAX_SIZE = 4096  # bytes of any structure: a TPM's largest response
 TPM_GENERATED_VALUE = 0xFF544347
@@ -26,50 +26,6 @@ _RSA_DEFAULT_EXPONENT = 65537
 _MAX_BANKS = 16
 
 Key = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
-
-
-class Alg(IntEnum):
-    """TPM_ALG_ID (Part 2, 6.3), those that we read."""
-
-    RSA = 0x0001
-    AES = 0x0006
-    SHA256 = 0x000B
-    SHA384 = 0x000C
-    SHA512 = 0x000D
-    NULL = 0x0010
-    RSASSA = 0x0014
-    RSAES = 0x0015
-    RSAPSS = 0x0016
-    OAEP = 0x0017
-    ECDSA = 0x0018
-    ECDH = 0x0019
-    ECC = 0x0023
-    CFB = 0x0043
-
-
-class Type(IntEnum):
-    """TPM_ST of what a TPM attests (Part 2, 6.9)."""
-
-    NV = 0x8014
-    CERTIFY = 0x8017
-    QUOTE = 0x8018
-
-
-class Attributes(IntFlag):
-    """TPMA_OBJECT (Part 2, 8.3)."""
-
-    FIXED_TPM = 1 << 1
-    ST_CLEAR = 1 << 2
-    FIXED_PARENT = 1 << 4
-    SENSITIVE_DATA_ORIGIN = 1 << 5
-    USER_WITH_AUTH = 1 << 6
-    ADMIN_WITH_POLICY = 1 << 7
-    NO_DA = 1 << 10
-    ENCRYPTED_DUPLICATION = 1 << 11
-    RESTRICTED = 1 << 16
-    DECRYPT = 1 << 17
-    SIGN_ENCRYPT = 1 << 18
-    X509_SIGN = 1 << 19
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,8 @@ _UNPARKED = "the manager ended without parking it; every command answers TPM_RC_
 
 
 def put(contents: Contents, record: VtpmRecord, keys: VtpmKeys | None = None) -> Contents:
-    """``record`` with the wiring of now: ``wire`` does not wait for the vTPM's lock."""
+    """``record`` with the wiring of now: ``wire`` does not wait for the vTPM's lock. Its group must be there."""
+    contents.group(record.group)
     now = contents.vtpms.get(record.uuid)
     return contents.with_vtpm(record if now is None else replace(record, channel=now.channel), keys)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from manager_vm.errors import SwtpmError
 from manager_vm.keys.ek_ca import EkCa
 from manager_vm.trust import templates
-from manager_vm.trust.templates import EK_TEMPLATES, EkTemplate
+from manager_vm.trust.templates import CHAIN_INDEX, EK_TEMPLATES, EkTemplate
 from manager_vm.wire import tpm
 from manager_vm.wire.tpm import RC, Tpm
 
@@ -49,6 +49,7 @@ def manufacture(device: Tpm, ca: EkCa) -> Manufactured:
         names[template.kind] = name_of(public)
         certificates[template.kind] = ca.issue(templates.public_key(public))
         _write_certificate(device, template.nv_index, certificates[template.kind])
+    _write_certificate(device, CHAIN_INDEX, ca.certificate)
     orderly_shutdown(device)
     return Manufactured(names, certificates)
 

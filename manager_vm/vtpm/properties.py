@@ -1,11 +1,11 @@
-"""What a running vTPM says of itself, for ``vtpmctl info`` (TPM2_GetCapability; Part 2, 6.13 and 10.14)."""
+"""What a running vTPM says of itself and its keys (TPM2_GetCapability, TPM2_ReadPublic; Part 2, 6.13 and 10.14)."""
 
 from __future__ import annotations
 
 import struct
 from typing import Any
 
-from manager_vm.errors import StateError
+from manager_vm.errors import ConfigError, StateError
 from manager_vm.vtpm.manufacture import demand
 from manager_vm.vtpm.vtpm import Vtpm
 from manager_vm.wire import tpm
@@ -38,6 +38,16 @@ def read(vtpm: Vtpm) -> dict[str, Any]:
         "nv_indices": variable.get(0x202, 0),
         "pcr_banks": _banks(run),
     }
+
+
+def read_public(vtpm: Vtpm, handle: int) -> bytes:
+    """TPMT_PUBLIC of a key in the running vTPM (TPM2_ReadPublic); the caller holds the vTPM."""
+    if vtpm.run is None:
+        raise StateError(f"vTPM {vtpm.name!r} is {vtpm.state}: only a running one can be asked; 'start' it")
+    rc, body = tpm.parse_response(vtpm.run.execute(tpm.read_public(handle)))
+    if rc != tpm.RC.TPM_RC_SUCCESS:
+        raise ConfigError(f"vTPM {vtpm.name!r} has no key at handle {handle:#010x} (TPM_RC {rc:#x})")
+    return body[2 : 2 + int.from_bytes(body[:2])]
 
 
 def _properties(device: Tpm, first: int) -> dict[int, int]:

@@ -20,6 +20,7 @@ from manager_vm.protocol.lifecycle import RELEASES, Event, State, after
 from manager_vm.store import atomic
 from manager_vm.store.manifest import Manifest
 from manager_vm.store.records import VtpmRecord
+from manager_vm.trust.group import DEFAULT
 from manager_vm.vtpm import boots, changes, steps
 from manager_vm.vtpm.reserve import Reservations
 from manager_vm.vtpm.steps import Disk, Loss, Result
@@ -39,10 +40,9 @@ _HOST_PATIENCE = 5.0  # seconds a report of the host side waits for a command: i
 class Registry:
     """Thread-safe. ``uid_base``: the first uid of vTPMs; ``limit``: how many there may be."""
 
-    def __init__(self, manifest: Manifest, disk: Disk, ca: EkCa, *, uid_base: int, limit: int, patience: float) -> None:
+    def __init__(self, manifest: Manifest, disk: Disk, *, uid_base: int, limit: int, patience: float) -> None:
         self._manifest = manifest
         self._disk = disk
-        self._ca = ca
         self._reservations = Reservations(uid_base, limit)
         self._patience = patience
         self._host_patience = min(patience, _HOST_PATIENCE)
@@ -50,18 +50,16 @@ class Registry:
         self._lock = threading.Lock()
         self._vtpms: dict[str, Vtpm] = {}
 
-    @property
-    def ca_certificate(self) -> bytes:
-        """The certificate of the CA that signs EK certificates (DER)."""
-        return self._ca.certificate
-
     # -- looking --------------------------------------------------------------------------------------------
 
-    def get(self, name: str) -> Vtpm:
-        """The vTPM with this name; UnknownVtpmError otherwise."""
+    def get(self, name: str, group: str | None = None) -> Vtpm:
+        """The vTPM with this name, and in this group if one is given; UnknownVtpmError otherwise.
+
+        Who may do something to a vTPM was asked of its group: a name may have been given to another one since.
+        """
         with self._lock:
             vtpm = self._vtpms.get(name)
-        if vtpm is None:
+        if vtpm is None or group not in (None, self._record(vtpm).group):
             raise UnknownVtpmError(f"there is no vTPM {name!r}; 'list' shows those there are")
         return vtpm
 
@@ -85,20 +83,22 @@ class Registry:
 
     # -- verbs ----------------------------------------------------------------------------------------------
 
-    def create(self, name: str) -> VtpmRecord:
+    def create(self, name: str, group: str = DEFAULT) -> VtpmRecord:
         """Manufacture a new vTPM; it is OFF until its VM is powered on."""
+        owner = self._manifest.contents.group(group)
+        ca = EkCa.load(owner.ca_key, owner.ca_certificate)
         with self._reservations.hold(name, self._vtpms, self._uids) as uid:
             atomic.demand_space(self._disk.blobs, MINIMUM_FREE + (len(self._vtpms) + 1) * SPACE_EACH)
-            result = steps.create(self._disk, self._ca, str(uuid.uuid4()), name, uid)
+            result = steps.create(self._disk, ca, str(uuid.uuid4()), name, uid, group)
             self._commit([(None, result)])
             with self._lock:
                 self._vtpms[name] = Vtpm(result.record.uuid, name, State.OFF)
         log.info("vTPM %s: created (uid %d)", name, uid)
         return result.record
 
-    def start(self, name: str, *, power_on: bool) -> VtpmRecord:
+    def start(self, name: str, *, power_on: bool, group: str | None = None) -> VtpmRecord:
         """Resume a parked vTPM; with ``power_on`` _TPM_Init instead, refused while a guest's channel is live."""
-        vtpm = self.get(name)
+        vtpm = self.get(name, group)
         if not power_on:
             return self._apply(vtpm, Event.RESUME, self._resume)
         if vtpm.live:
@@ -106,9 +106,9 @@ class Registry:
         # a boot of its own: a guest that runs on is of an older one, and must not find PCRs that are zero again
         return self._apply(vtpm, Event.POWER_ON, lambda old: self._power_on(old, boots.operators(old.boot)))
 
-    def stop(self, name: str) -> VtpmRecord:
+    def stop(self, name: str, group: str | None = None) -> VtpmRecord:
         """Park a vTPM: state, PCRs, sessions and loaded objects are kept for ``start``."""
-        return self._apply(self.get(name), Event.PARK, lambda record: self._park(record, resume=False))
+        return self._apply(self.get(name, group), Event.PARK, lambda record: self._park(record, resume=False))
 
     def report_boot(self, name: str, boot: int) -> VtpmRecord:
         """The host side says which boot of the VM is running. A new number is a reset; each is applied once."""
@@ -122,9 +122,9 @@ class Registry:
             vtpm.named = boot
         return record
 
-    def destroy(self, name: str) -> None:
+    def destroy(self, name: str, group: str | None = None) -> None:
         """Remove a vTPM for ever: its keys go with the commit, its files after it."""
-        vtpm = self.get(name)
+        vtpm = self.get(name, group)
         with vtpm.changing(Reason.QUIESCED, self._patience):
             record = self._record(vtpm)
             after(name, record.state, Event.DESTROY)
@@ -140,9 +140,9 @@ class Registry:
             self._leaving.discard(record.uid)
         log.info("vTPM %s: destroyed", name)
 
-    def release(self, name: str, loss: Loss) -> VtpmRecord:
+    def release(self, name: str, loss: Loss, group: str | None = None) -> VtpmRecord:
         """Out of quarantine, if its state is whole, or at the loss that an admin accepts (``steps.release``)."""
-        vtpm = self.get(name)
+        vtpm = self.get(name, group)
         event = RELEASES.get(self._record(vtpm).before, Event.RELEASE)
         return self._apply(vtpm, event, lambda record: self._release(record, event, loss))
 

@@ -50,8 +50,8 @@ class Result:
     session: SessionState | None = None
 
 
-def create(disk: Disk, ca: EkCa, uuid: str, name: str, uid: int) -> Result:
-    """Manufacture a vTPM: EKs, certificates; keep its permanent state as the anchored blob. It is OFF."""
+def create(disk: Disk, ca: EkCa, uuid: str, name: str, uid: int, group: str) -> Result:
+    """Manufacture a vTPM: EKs, certificates by its group's CA; keep its permanent state as anchored blob. It is OFF."""
     run = Run.start(disk.launcher, uid)
     try:
         run.initialise()
@@ -69,6 +69,7 @@ def create(disk: Disk, ca: EkCa, uuid: str, name: str, uid: int) -> Result:
         blob_digest=stored.digest,
         ek_names=made.ek_names,
         certificates=made.certificates,
+        group=group,
     )
     return Result(record, VtpmKeys(stored.key))
 

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 
 from manager_vm.errors import RemoteProtocolError
+from manager_vm.wire import quote
 from manager_vm.wire.framing import Frame
+from manager_vm.wire.quote import QuoteBegin, QuoteFetch, QuotePart, QuoteRefused
 
 VERSION = 1
 MAX_COMMAND = 4096  # bytes; TPM_PT_MAX_COMMAND_SIZE and TPM_PT_MAX_RESPONSE_SIZE of libtpms
@@ -28,7 +30,7 @@ _WELCOME = struct.Struct("<16sII")
 
 
 class Type(IntEnum):
-    """Frame types. 1-15: every channel. The others are reserved here so that no number is used twice."""
+    """Frame types. 1-17: every channel. The others are reserved here so that no number is used twice."""
 
     HELLO = 1
     WELCOME = 2
@@ -39,8 +41,8 @@ class Type(IntEnum):
     PONG = 7
     BYE = 8
     ERROR = 9
-    QUOTE_REQUEST = 16  # reserved: linked (deep) quote
-    QUOTE_REPLY = 17  # reserved
+    QUOTE_REQUEST = 16  # linked (deep) quote (wire/quote)
+    QUOTE_REPLY = 17
     INIT = 32  # reserved: multiplexed host link, seq = boot number
     INIT_ACK = 33  # reserved
     GET_STATEBLOB = 34  # reserved: multiplexed host link, park and ticket
@@ -52,9 +54,13 @@ class Type(IntEnum):
 
 
 class WelcomeFlag(IntFlag):
-    """RESUMED: the manager still knows this session: seq numbers and the reply cache continue."""
+    """RESUMED: the manager still knows this session: seq numbers and the reply cache continue.
+
+    QUOTES: it knows QUOTE_REQUEST.
+    """
 
     RESUMED = 1
+    QUOTES = 2
 
 
 class Reason(IntEnum):
@@ -87,6 +93,7 @@ class Welcome:
     resumed: bool
     version: int = VERSION
     max_command: int = MAX_COMMAND
+    quotes: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +147,8 @@ class Error:
     text: str
 
 
-Message = Hello | Welcome | Command | Response | NotAccepted | Ping | Pong | Bye | Error
+_Quote = QuoteBegin | QuoteFetch | QuotePart | QuoteRefused
+Message = Hello | Welcome | Command | Response | NotAccepted | Ping | Pong | Bye | Error | _Quote
 
 
 def to_frame(message: Message) -> Frame:
@@ -152,8 +160,8 @@ def to_frame(message: Message) -> Frame:
             return Frame(Type.RESPONSE, 0, seq, response)
         case Hello(session, outstanding, version, max_command):
             return Frame(Type.HELLO, version, outstanding, _HELLO.pack(session, max_command))
-        case Welcome(session, next_seq, resumed, version, max_command):
-            flags = WelcomeFlag.RESUMED if resumed else 0
+        case Welcome(session, next_seq, resumed, version, max_command, quotes):
+            flags = WelcomeFlag.RESUMED * resumed | WelcomeFlag.QUOTES * quotes
             return Frame(Type.WELCOME, version, next_seq, _WELCOME.pack(session, flags, max_command))
         case NotAccepted(seq, reason):
             return Frame(Type.NOT_ACCEPTED, reason, seq)
@@ -165,6 +173,12 @@ def to_frame(message: Message) -> Frame:
             return Frame(Type.BYE)
         case Error(text):
             return Frame(Type.ERROR, 0, 0, text.encode()[:MAX_TEXT])
+        case QuoteBegin() | QuoteFetch():
+            arg, body = quote.to_body(message)
+            return Frame(Type.QUOTE_REQUEST, arg, message.token, body)
+        case QuotePart() | QuoteRefused():
+            arg, body = quote.to_body(message)
+            return Frame(Type.QUOTE_REPLY, arg, message.token, body)
 
 
 def from_frame(frame: Frame) -> Message:
@@ -184,7 +198,8 @@ def _hello(frame: Frame) -> Hello:
 def _welcome(frame: Frame) -> Welcome:
     _exact(frame, _WELCOME.size)
     session, flags, max_command = _WELCOME.unpack(frame.body)
-    return Welcome(session, _seq(frame), bool(flags & WelcomeFlag.RESUMED), frame.arg, max_command)
+    resumed, quotes = bool(flags & WelcomeFlag.RESUMED), bool(flags & WelcomeFlag.QUOTES)
+    return Welcome(session, _seq(frame), resumed, frame.arg, max_command, quotes)
 
 
 def _command(frame: Frame) -> Command:
@@ -226,6 +241,14 @@ def _error(frame: Frame) -> Error:
     return Error(frame.body[:MAX_TEXT].decode(errors="replace"))
 
 
+def _quote_request(frame: Frame) -> Message:
+    return quote.request(_seq(frame), frame.arg, frame.body)
+
+
+def _quote_reply(frame: Frame) -> Message:
+    return quote.reply(_seq(frame), frame.arg, frame.body)
+
+
 def _exact(frame: Frame, size: int) -> None:
     if len(frame.body) != size:
         raise RemoteProtocolError(f"a frame of type {frame.type} has {len(frame.body)} bytes instead of {size}")
@@ -247,4 +270,6 @@ _PARSERS: dict[int, Callable[[Frame], Message]] = {
     Type.PONG: _pong,
     Type.BYE: _bye,
     Type.ERROR: _error,
+    Type.QUOTE_REQUEST: _quote_request,
+    Type.QUOTE_REPLY: _quote_reply,
 }

@@ -25,6 +25,7 @@ TPM_RH_ENDORSEMENT = 0x4000000B
 TPM_RH_PLATFORM = 0x4000000C
 TPM_SU_CLEAR = 0x0000
 TPM_ALG_SHA256 = 0x000B
+TPM_ALG_NULL = 0x0010
 TPM_CAP_HANDLES = 0x00000001
 TPM_CAP_COMMANDS = 0x00000002
 TPM_CAP_PCRS = 0x00000005
@@ -62,6 +63,7 @@ class CC(IntEnum):
     TPM2_Shutdown = 0x145
     TPM2_StirRandom = 0x146
     TPM2_NV_Read = 0x14E
+    TPM2_Quote = 0x158
     TPM2_ContextLoad = 0x161
     TPM2_ContextSave = 0x162
     TPM2_FlushContext = 0x165
@@ -172,6 +174,31 @@ def create_primary(hierarchy: int, public: bytes) -> bytes:
 def flush_context(handle: int) -> bytes:
     """TPM2_FlushContext (Part 3, 28.4)."""
     return command(CC.TPM2_FlushContext, struct.pack(">I", handle))
+
+
+def evict_control(transient: int, persistent: int) -> bytes:
+    """TPM2_EvictControl (Part 3, 28.5) by the owner with empty auth."""
+    handles = (TPM_RH_OWNER, transient)
+    return command(CC.TPM2_EvictControl, struct.pack(">I", persistent), handles=handles, auths=1)
+
+
+def pcr_read(selection: bytes) -> bytes:
+    """TPM2_PCR_Read (Part 3, 22.4); ``selection``: TPML_PCR_SELECTION."""
+    return command(CC.TPM2_PCR_Read, selection)
+
+
+def quote(key: int, nonce: bytes, selection: bytes) -> bytes:
+    """TPM2_Quote (Part 3, 18.4) by a key with empty auth and a scheme of its own."""
+    null = struct.pack(">H", TPM_ALG_NULL)
+    return command(CC.TPM2_Quote, sized(nonce), null, selection, handles=(key,), auths=1)
+
+
+def pcr_selection(banks: dict[int, list[int]]) -> bytes:
+    """TPML_PCR_SELECTION (Part 2, 10.9.7): hash algorithm -> PCRs below 24."""
+    found = struct.pack(">I", len(banks))
+    for bank, pcrs in banks.items():
+        found += struct.pack(">HB", bank, 3) + sum(1 << pcr for pcr in pcrs).to_bytes(3, "little")
+    return found
 
 
 def read_public(handle: int) -> bytes:

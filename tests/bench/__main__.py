@@ -16,7 +16,10 @@ from manager_vm.errors import ConfigError, VtpmManagerError
 from tests.bench.machine import ROOT
 from tests.bench.report import Report
 
-BENCHMARKS = {"command": "tests.bench.command"}  # name -> module; see ``Benchmark``
+BENCHMARKS = {
+    "command": "tests.bench.command",
+    "hierarchy": "tests.bench.hierarchy",
+}  # name -> module; see ``Benchmark``
 
 
 class Benchmark(Protocol):

@@ -49,7 +49,7 @@ def test_the_log_says_who_asked_for_what_and_what_became_of_it(manager: Manager)
     manager.ctl("destroy", "a", "--yes")
     manager.ctl("list")
     assert said(manager) == [
-        *("provisioned", "manager started"),
+        *("provisioned", "manager started", "platform enrolled"),
         *("request create", "created a", "outcome create"),
         *("attached a", "boot a", "boot a"),
         *("request create", "outcome create"),
@@ -73,7 +73,7 @@ def test_an_entry_is_anchored_with_the_commit_that_it_speaks_of(manager: Manager
         ("created", True),
         ("outcome", False),
     ]
-    assert verified(manager) == {"first": 1, "count": 5, "digest": log[-1]["digest"], "unanchored": 1}
+    assert verified(manager) == {"first": 1, "count": 6, "digest": log[-1]["digest"], "unanchored": 1}
 
 
 def test_after_a_clean_end_everything_is_anchored_and_the_chain_goes_on(manager: Manager) -> None:
@@ -210,14 +210,14 @@ def test_refused_requests_of_known_keys_are_in_the_log_and_a_flood_of_them_only_
 
 
 def test_new_entries_are_followed_one_json_object_a_line(manager: Manager) -> None:
-    argv = manager._ctl_argv(["audit", "--follow", "3"])
+    argv = manager._ctl_argv(["audit", "--follow", "4"])
     with subprocess.Popen(argv, env=environment(manager.directory), stdout=subprocess.PIPE) as follower:
         assert follower.stdout is not None
         manager.ctl("create", "a")
         found = [json.loads(follower.stdout.readline()) for _ in range(3)]
         assert follower.poll() is None
         follower.terminate()
-    assert [(each["n"], each["event"]) for each in found] == [(3, "request"), (4, "created"), (5, "outcome")]
+    assert [(each["n"], each["event"]) for each in found] == [(4, "request"), (5, "created"), (6, "outcome")]
 
 
 def test_a_log_of_many_pages_and_two_files_comes_whole(manager: Manager) -> None:

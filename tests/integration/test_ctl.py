@@ -65,10 +65,10 @@ def test_status_list_show_and_names_say_the_same_to_people_and_to_programs(manag
 
     rows = {row["name"]: row for row in manager.ctl("list")}
     table = [line.split() for line in said(manager, "list").splitlines()]
-    assert table[0] == ["NAME", "STATE", "CHANNEL", "BOOT", "GENERATION", "LIVE", "REASON"]
+    assert table[0] == ["NAME", "GROUP", "STATE", "CHANNEL", "BOOT", "GENERATION", "LIVE", "REASON"]
     assert sorted(table[1:]) == [
-        ["db", "off", "-", "0", "1", "no", "-"],
-        ["web", "running", manager.channel("web"), "1", "1", "no", "-"],
+        ["db", "default", "off", "-", "0", "1", "no", "-"],
+        ["web", "default", "running", manager.channel("web"), "1", "1", "no", "-"],
     ]
     assert said(manager, "names").split() == list(rows) == [line[0] for line in table[1:]]
 
@@ -85,7 +85,7 @@ def test_info_is_what_the_guest_could_ask_itself(manager: Manager) -> None:
     info = manager.ctl("info", "web")
     assert info["manufacturer"] == "IBM"
     assert "sha256" in info["pcr_banks"]
-    assert (info["lockout_counter"], info["in_lockout"], info["nv_indices"]) == (0, False, len(KEYS))
+    assert (info["lockout_counter"], info["in_lockout"], info["nv_indices"]) == (0, False, len(KEYS) + 1)  # and the CA
     lines = fields(said(manager, "info", "web"))
     assert lines.keys() == info.keys()
     assert lines["pcr_banks"] == ", ".join(info["pcr_banks"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import pytest
 
 from tests.integration.harness import Guest, Manager
 
-KINDS = {"rsa2048": ("rsa", "0x1c00002"), "ecc-p256": ("ecc", "0x1c0000a")}  # templates L-1, L-2
+# kind -> (what tpm2_createek calls it, its index): templates L-1, L-2, H-3
+KINDS = {"rsa2048": ("rsa", "0x1c00002"), "ecc-p256": ("ecc", "0x1c0000a"), "ecc-p384": ("ecc384", "0x1c00016")}
+CHAIN = "0x1c00100"
 
 
 @pytest.fixture
@@ -48,7 +51,7 @@ def test_the_guest_finds_its_certificate_in_the_nv_index_of_the_profile(
     assert openssl("x509", "-inform", "der", stdin=der).stdout == certificate(manager, "a", "--key", kind)
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "ecc-p384"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_certificate_verifies_against_this_manager_and_no_other(
     manager: Manager, guest: Guest, kind: str, tmp_path: Path
 ) -> None:
@@ -62,6 +65,27 @@ def test_the_certificate_verifies_against_this_manager_and_no_other(
     text = openssl("x509", "-noout", "-text", stdin=ek.read_bytes()).stdout.decode()
     for part in ("2.23.133.8.1", "2.23.133.2.1 = id:00001014", "CA:FALSE", "9999"):
         assert part.replace(" ", "") in text.replace(" ", ""), text
+
+
+def test_the_guest_finds_the_chain_in_nv_and_verifies_its_ek_with_it_alone(
+    manager: Manager, guest: Guest, tmp_path: Path
+) -> None:
+    ca, ek = tmp_path / "ca.pem", tmp_path / "ek.pem"
+    ca.write_bytes(openssl("x509", "-inform", "der", stdin=guest.run("tpm2_nvread", CHAIN)).stdout)
+    assert ca.read_bytes() == certificate(manager, "a", "--ca")
+    for _, index in KINDS.values():
+        ek.write_bytes(openssl("x509", "-inform", "der", stdin=guest.run("tpm2_nvread", index)).stdout)
+        assert openssl("verify", "-x509_strict", "-CAfile", str(ca), str(ek)).returncode == 0
+
+
+def test_a_certificate_says_that_the_tpm_is_virtual_and_nothing_of_the_host(manager: Manager, guest: Guest) -> None:
+    status = manager.ctl("status")
+    for options in (*(("--key", kind) for kind in KINDS), ("--ca",)):
+        text = openssl("x509", "-noout", "-text", stdin=certificate(manager, "a", *options)).stdout.decode()
+        assert options == ("--ca",) or "vtpm-managervirtualTPM" in text.replace(" ", "")
+        for word in (socket.gethostname(), status["manager"], "Authority Information Access", "CRL Distribution"):
+            assert word not in text, text
+        assert text.count("00:00:00 20") == (2 if options == ("--ca",) else 1)  # whole days
 
 
 def test_the_nv_certificates_of_two_managers_differ_but_all_vtpms_of_one_have_one_ca(

@@ -14,11 +14,11 @@ from cryptography.hazmat.primitives import serialization
 
 from manager_vm.ctl.client import Client
 from manager_vm.keys.ek_ca import EkCa
-from manager_vm.trust import attestation_ca, policy, tpm_structures
+from manager_vm.trust import attestation_ca, policy, tpm_constants, tpm_structures
 from manager_vm.trust.authority import AuthorityDirectory
 from manager_vm.trust.operator import Role
 from manager_vm.trust.signing import SigningKey
-from tests import unlinkability
+from tests import unlinkable_sks
 from tests.integration.conftest import Make
 from tests.integration.harness import Manager, Refused, until
 
@@ -137,7 +137,7 @@ def test_two_platforms_are_enrolled_and_nothing_links_the_certificates_of_one(pa
     assert first["ak"] != second["ak"] and first["ek_certificate"] != second["ek_certificate"]
     hosts = [one.certificates(), two.certificates()]
     assert [len(each) for each in hosts] == [64, 5]
-    assert unlinkability.linking(hosts) == []
+    assert unlinkable_sks.linking(hosts) == []
     for der in (der for host in hosts for der in host):
         attestation_ca.verify_sk(der, one.site.authority.public)
         for secret in (b"one", b"two", bytes.fromhex(first["ak"]), bytes.fromhex(second["ak"])):
@@ -153,10 +153,10 @@ def test_the_linkability_check_finds_what_would_link() -> None:
     keys = [SigningKey.create().public.key for _ in range(6)]
     month = datetime.datetime(2026, 11, 3, tzinfo=datetime.UTC)
     good = [attestation_ca.certify_sk(key, authority, month) for key in keys]
-    assert unlinkability.linking([good[:3], good[3:]]) == []
+    assert unlinkable_sks.linking([good[:3], good[3:]]) == []
     other_month = [attestation_ca.certify_sk(key, authority, month.replace(month=12)) for key in keys[3:]]
-    assert unlinkability.linking([good[:3], other_month])[:1] == ["from"]
-    assert "issuer" in unlinkability.linking([good[:3], [ca.issue(key) for key in keys[3:]]])
+    assert unlinkable_sks.linking([good[:3], other_month])[:1] == ["from"]
+    assert "issuer" in unlinkable_sks.linking([good[:3], [ca.issue(key) for key in keys[3:]]])
 
 
 def test_a_vtpm_gets_a_signing_key_that_no_other_ever_gets(site: Site) -> None:
@@ -240,7 +240,7 @@ def test_evidence_that_proves_nothing_is_refused_with_the_reason(site: Site, tmp
     assert refused.value.code == TRUST
     said = json.loads(original)
     ak = tpm_structures.parse_public(bytes.fromhex(said["ak"]))
-    weak = (int(ak.attributes) & ~tpm_structures.Attributes.FIXED_TPM).to_bytes(4)
+    weak = (int(ak.attributes) & ~tpm_constants.Attributes.FIXED_TPM).to_bytes(4)
     for field, value, text in (
         ("ak", (ak.area[:4] + weak + ak.area[8:]).hex(), "lacks FIXED_TPM"),
         ("ak", said["ek"], "lacks SIGN_ENCRYPT"),

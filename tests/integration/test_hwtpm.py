@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -11,15 +12,21 @@ from typing import Any
 import pytest
 
 from manager_vm.crypto import Key
-from manager_vm.errors import HardwareTpmError, RollbackError, SwtpmError, UnsealError
+from manager_vm.errors import HardwareTpmError, RollbackError, StateError, SwtpmError, UnsealError
+from manager_vm.keys import identity
 from manager_vm.keys.anchor import NvAnchor
+from manager_vm.keys.enrolment import Enrolment
 from manager_vm.keys.hwtpm import auths, nv, ownership, sealing
 from manager_vm.keys.hwtpm.auths import Authorizations
 from manager_vm.keys.hwtpm.connection import Connection
+from manager_vm.keys.identity import Signer
 from manager_vm.keys.keyslot import Keyslot, RootKey
-from manager_vm.trust import approval, policy
+from manager_vm.protocol.lifecycle import State
+from manager_vm.store.manifest import Manifest
+from manager_vm.store.records import Contents, VtpmRecord
+from manager_vm.trust import approval, attestation_ca, local, policy
 from manager_vm.trust.approval import Approval
-from manager_vm.trust.signing import SigningKey
+from manager_vm.trust.signing import SigningKey, VerifyKey
 from manager_vm.vtpm.standin import Standin
 from manager_vm.wire import tpm
 
@@ -349,3 +356,29 @@ def test_a_device_that_does_not_exist_is_an_error_that_names_it() -> None:
     with pytest.raises(HardwareTpmError, match="cannot read the PCRs"):
         sealing.read_pcrs(missing)
     missing.close()
+
+
+def test_what_a_signing_key_signs_is_good_under_its_certificates_and_its_pool_survives(
+    platform: Platform, tmp_path: Path
+) -> None:
+    root = platform.provision()
+    authority = local.open_or_make(tmp_path / "authority")
+    vtpms = {name: VtpmRecord(name, name, State.OFF, 1, "blob", b"", {}, {}) for name in "ab"}
+    first = Contents(1, b"", b"", vtpms, authority=authority.public.der)
+    manifest = Manifest.create(tmp_path, root, platform.anchor(root), first)
+    enrolment = Enrolment(platform.connection, platform.auths(root), manifest)
+    authority.enrol(enrolment, platform.bus.directory / "vendor-ca.pem", keys=2)
+    for _ in range(2):
+        signer = Signer(platform.connection, platform.auths(root), manifest)
+        for name in "ab":
+            signature = signer.sign(name, hashlib.sha256(b"credential").digest())
+            sk, own = identity.chain(manifest.contents, name)
+            attestation_ca.verify_authority(own, authority.public)
+            VerifyKey(attestation_ca.verify_sk(sk, authority.public)).verify(signature, b"credential", "it")
+        before = manifest.contents
+        with pytest.raises(StateError, match="destroyed meanwhile"):
+            signer.sign("c", bytes(32))
+        platform.reset()
+        platform.slot.open([platform.approval()])
+        manifest = Manifest.load(tmp_path, root, platform.anchor(root))
+        assert manifest.contents == before

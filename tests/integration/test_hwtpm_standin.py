@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import select
 import signal
@@ -18,11 +19,15 @@ from typing import Protocol
 
 import pytest
 
-from image.host import hwtpm, machine
+from image.host import hwtpm, machine, vendor
 from image.host.host import Host
 from image.host.hwtpm import Arriving, HardwareTpm, Kind
 from image.host.standin.session import KEPT
+from manager_vm.crypto import Key
 from manager_vm.errors import ConfigError, HostError
+from manager_vm.keys.hwtpm import attest, auths, nv, ownership
+from manager_vm.keys.hwtpm.connection import Connection
+from manager_vm.trust import credential, evidence
 from manager_vm.wire import swtpm as wire
 from manager_vm.wire import tpm
 from manager_vm.wire.swtpm import Blob, Cmd
@@ -534,3 +539,38 @@ def test_passthrough_is_refused_with_the_reason_before_anything_is_started(direc
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == ConfigError.exit_code and "host's PCRs" in done.stderr
     assert not (directory / "host").exists()
+
+
+class _Over:
+    """A QEMU as a TPM, for those who ask for one."""
+
+    def __init__(self, qemu: FakeQemu) -> None:
+        self._qemu = qemu
+
+    def execute(self, command: bytes) -> bytes:
+        return self._qemu.execute(command)
+
+
+def test_a_new_host_s_tpm_has_its_vendor_s_certificates_and_can_be_enrolled(directory: Path) -> None:
+    where = directory / "tpm"
+    with ExitStack() as stack:
+        made = hwtpm.provide(None, where, Arriving.RESTORE, new=False)
+        stack.callback(made.close)
+        connection = Connection(_Over(stack.enter_context(FakeQemu(made.socket)).boot()))
+        stack.callback(connection.close)
+        srk = ownership.find_or_make_srk(connection)
+        nv.define_revocation(connection)
+        mine = auths.derive(Key.random(), srk)
+        ownership.take(connection, mine)
+        certificate = attest.ek_certificate(connection, "rsa2048")
+        assert certificate is not None and attest.ek_certificate(connection, "ecc-p256") is None
+        said = evidence.pack(
+            certificate, attest.ek_public(connection, mine, "rsa2048"), attest.make_ak(connection, mine)
+        )
+        vendors = evidence.load_vendors(where / vendor.VENDOR_CA)
+        found = evidence.verify(said, vendors, datetime.datetime.now(datetime.UTC))
+        sealed = credential.make(found.ek, found.ak.name, b"a secret")
+        assert attest.activate(connection, mine, found.kind, sealed.blob, sealed.secret) == b"a secret"
+        before = (where / vendor.VENDOR_CA).read_bytes()
+        vendor.manufacture(where, directory / "again.log")
+        assert (where / vendor.VENDOR_CA).read_bytes() == before

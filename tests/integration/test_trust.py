@@ -16,7 +16,7 @@ from tests.integration.harness import Guest, Manager
 from tests.integration.raw import Session
 
 COUNTER = 0x1500009
-EK_CERTIFICATES = ("0x1c00002", "0x1c0000a", "0x1c00016")
+EK_CERTIFICATES = ("0x1c00002", "0x1c0000a", "0x1c00016", "0x1c00100")  # and the chain
 BAD_AUTH = "0x9a2"  # TPM_RC_BAD_AUTH, session 1
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ import pytest
 
 from manager_vm.ctl import actions, main, statements
 from manager_vm.errors import ConfigError, EvidenceError
-from manager_vm.trust import approval, envelope, operator
+from manager_vm.trust import approval, envelope, group_register, operator
 from manager_vm.trust.authority import AuthorityDirectory
+from manager_vm.trust.group import Hierarchy
 from manager_vm.trust.operator import Role
 from manager_vm.trust.pcrs import capped
 from manager_vm.trust.signing import SigningKey, VerifyKey
@@ -224,6 +226,40 @@ def test_other_files_in_the_directory_do_no_harm(authority: AuthorityDirectory) 
 
 
 # -- operators ------------------------------------------------------------------------------------------------
+
+
+def test_a_group_is_signed_with_growing_serials_and_never_changes_hands(authority: AuthorityDirectory) -> None:
+    paths = [group_register.enroll(authority, name, KEYS[0], Hierarchy.SK) for name in ("acme", "a.b", "acme")]
+    assert [path.name for path in paths] == ["acme.json", "a.b.json", "acme.json"]
+    found = group_register.groups(AuthorityDirectory.open(authority.path))
+    assert {name: (each.serial, each.authority.id) for name, each in found.items()} == {
+        "acme": (3, KEYS[0].id),
+        "a.b": (2, KEYS[0].id),
+    }
+    with pytest.raises(ConfigError, match="never changes hands"):
+        group_register.enroll(authority, "acme", KEYS[1], Hierarchy.SK)
+    with pytest.raises(ConfigError, match="an authority of its own"):
+        group_register.enroll(authority, "own", authority.public, Hierarchy.SK)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--operator", "x", "--key", "x.pub"],
+        ["--operator", "x", "--role", "admin"],
+        ["--operator", "x", "--key", "x.pub", "--role", "admin", "--authority", "x.pub"],
+        ["--operator", "x", "--key", "x.pub", "--role", "admin", "--hierarchy", "sk"],
+        ["--group", "x"],
+        ["--group", "x", "--authority", "x.pub", "--role", "admin"],
+        ["--group", "x", "--authority", "x.pub", "--key", "x.pub"],
+    ],
+    ids=" ".join,
+)
+def test_an_enrolment_of_one_kind_takes_no_option_of_the_other(
+    authority: AuthorityDirectory, capsys: pytest.CaptureFixture[str], options: list[str]
+) -> None:
+    assert main.main(["authority", "enroll", str(authority.path), *options]) == ConfigError.exit_code
+    assert re.search(r"belong to --|--(operator|group) needs", capsys.readouterr().err)
 
 
 def test_an_operator_is_enrolled_in_a_file_of_that_name(authority: AuthorityDirectory) -> None:

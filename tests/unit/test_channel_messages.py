@@ -13,17 +13,18 @@ from hypothesis import strategies as st
 
 from manager_vm import errors
 from manager_vm.errors import RemoteProtocolError, SwtpmError, UnknownVtpmError, VtpmManagerError
-from manager_vm.wire import admin, channel, swtpm, tpm
+from manager_vm.wire import admin, channel, quote, swtpm, tpm
 from manager_vm.wire.channel import Reason, Type
 from manager_vm.wire.framing import Frame
 
 seqs = st.integers(0, 2**63 - 1)
 sessions = st.binary(min_size=16, max_size=16)
+small = st.binary(max_size=1000)
 u8, u32 = st.integers(0, 255), st.integers(0, 2**32 - 1)
 
 MESSAGES: dict[Type, st.SearchStrategy[channel.Message]] = {
     Type.HELLO: st.builds(channel.Hello, sessions, seqs, u8, u32),
-    Type.WELCOME: st.builds(channel.Welcome, sessions, seqs, st.booleans(), u8, u32),
+    Type.WELCOME: st.builds(channel.Welcome, sessions, seqs, st.booleans(), u8, u32, st.booleans()),
     Type.COMMAND: st.builds(channel.Command, seqs, u8, st.binary(max_size=4096)),
     Type.RESPONSE: st.builds(channel.Response, seqs, st.binary(min_size=10, max_size=4096)),
     Type.NOT_ACCEPTED: st.builds(channel.NotAccepted, seqs, st.sampled_from(Reason)),
@@ -31,6 +32,15 @@ MESSAGES: dict[Type, st.SearchStrategy[channel.Message]] = {
     Type.PONG: st.builds(channel.Pong, st.integers(0, 2**64 - 1)),
     Type.BYE: st.builds(channel.Bye),
     Type.ERROR: st.builds(channel.Error, st.text(st.characters(codec="ascii"), max_size=512)),
+    Type.QUOTE_REQUEST: st.builds(quote.QuoteBegin, seqs, u32, small, small, small)
+    | st.builds(quote.QuoteFetch, seqs, u32),
+    Type.QUOTE_REPLY: st.builds(
+        lambda token, data, offset, behind: quote.QuotePart(token, offset + len(data) + behind, offset, data),
+        *(seqs, st.binary(min_size=1, max_size=quote.MAX_PART), st.integers(0, 1 << 17), st.integers(0, 1 << 16)),
+    )
+    | st.builds(
+        quote.QuoteRefused, seqs, st.sampled_from(quote.Refusal), st.text(st.characters(codec="ascii"), max_size=512)
+    ),
 }
 EXACT = {Type.HELLO: 20, Type.WELCOME: 24, Type.NOT_ACCEPTED: 0, Type.PING: 0, Type.PONG: 0, Type.BYE: 0}
 WITH_SEQ = (Type.HELLO, Type.WELCOME, Type.COMMAND, Type.RESPONSE, Type.NOT_ACCEPTED)
@@ -53,7 +63,7 @@ def test_the_bodies_have_the_bytes_of_the_specification() -> None:
     assert hello.body == bytes.fromhex("000102030405060708090a0b0c0d0e0f 00100000")
     welcome = channel.to_frame(channel.Welcome(session, 8, True))
     assert (welcome.type, welcome.arg, welcome.seq) == (2, 1, 8)
-    assert welcome.body == bytes.fromhex("000102030405060708090a0b0c0d0e0f 01000000 00100000")
+    assert welcome.body == bytes.fromhex("000102030405060708090a0b0c0d0e0f 03000000 00100000")
     assert channel.to_frame(channel.Command(9, 3, b"c")) == Frame(3, 3, 9, b"c")
     assert channel.to_frame(channel.Response(9, b"r")) == Frame(4, 0, 9, b"r")
     assert channel.to_frame(channel.NotAccepted(9, Reason.BUSY)) == Frame(5, 6, 9)

@@ -16,7 +16,7 @@ import pytest
 
 from image.host import pair
 from manager_vm import errors, packages
-from manager_vm.ctl import actions, completion, doctor, help, main, output, wiring
+from manager_vm.ctl import actions, command_line, completion, details, doctor, help, main, output, wiring
 from manager_vm.ctl.client import sockets
 from manager_vm.ctl.doctor import Level
 from manager_vm.errors import ConfigError, VtpmManagerError
@@ -34,9 +34,9 @@ ROW = {"name": "web", "state": "running", "channel": "unix:/x", "boot": 12, "gen
 def test_a_table_is_aligned_below_its_heading() -> None:
     short = {"name": "a-long-name", "state": "off", "live": False, "uuid": "not a column"}
     assert output.as_table([ROW, short]).splitlines() == [
-        "NAME         STATE    CHANNEL  BOOT  GENERATION  LIVE  REASON",
-        "web          running  unix:/x  12    1           yes   -",
-        "a-long-name  off      -        -     -           no    -",
+        "NAME         GROUP  STATE    CHANNEL  BOOT  GENERATION  LIVE  REASON",
+        "web          -      running  unix:/x  12    1           yes   -",
+        "a-long-name  -      off      -        -     -           no    -",
     ]
 
 
@@ -205,19 +205,25 @@ OTHERS = {
     "provision",
     "operator_add",
     "operator_remove",
+    "group_add",
+    "certify",
     "approve",
     "revoke",
     "audit",
     "recover_offer",
     "recover",
 }  # see the tests about them
-STEPS = {"recovery_set", "platform_evidence", "platform_activate", "platform_install"}
+STEPS = {"quote", "recovery_set", "platform_evidence", "platform_activate", "platform_install"}
 SERVED = {*verbs.ADMIN, *desk.OWN, *reception.SERVED}
 REQUESTS: list[tuple[str, Path, str, dict[str, Any]]] = [
     ("status", ADMIN, "status", {}),
     ("list", ADMIN, "list", {}),
     ("names", ADMIN, "list", {}),
     ("create web", ADMIN, "create", {"name": "web"}),
+    ("create web --group acme", ADMIN, "create", {"name": "web", "group": "acme"}),
+    ("operator list --group acme", ADMIN, "operators", {"group": "acme"}),
+    ("group list", ADMIN, "groups", {}),
+    ("group remove acme", ADMIN, "group_remove", {"name": "acme"}),
     ("show web", ADMIN, "show", {"name": "web"}),
     ("start web", ADMIN, "start", {"name": "web", "power_on": False}),
     ("start web --power-on", ADMIN, "start", {"name": "web", "power_on": True}),
@@ -228,10 +234,10 @@ REQUESTS: list[tuple[str, Path, str, dict[str, Any]]] = [
     ("release web --discard-run --yes", ADMIN, "release", {"name": "web", "discard": "run"}),
     ("release web --discard-state --yes", ADMIN, "release", {"name": "web", "discard": "state"}),
     ("operator list", ADMIN, "operators", {}),
-    ("platform show", ADMIN, "platform_show", {}),
     ("recovery show", ADMIN, "recovery", {}),
     ("recovery off", ADMIN, "recovery_off", {}),
     ("approvals", ADMIN, "approvals", {}),
+    ("platform show", ADMIN, "platform_show", {}),
     ("attach web", HOST, "attach", {"name": "web", "channel": None, "boot": None}),
     ("attach web ivshmem --boot 3", HOST, "attach", {"name": "web", "channel": "ivshmem", "boot": 3}),
     ("detach web", HOST, "detach", {"name": "web"}),
@@ -258,6 +264,64 @@ def test_no_verb_of_a_link_is_out_of_an_operators_reach(manager: FakeManager) ->
     for _, link, verb, _ in REQUESTS:
         reached[link].add(verb)
     assert reached == {ADMIN: SERVED, HOST: set(verbs.HOST)}
+
+
+def test_a_group_goes_to_the_manager_with_its_first_operators(manager: FakeManager, tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("acme.json", "bob.json", "carol.json")]
+    for path in files:
+        path.write_bytes(path.name.encode())
+    manager.answer = []
+    assert main.main(["group", "add", *map(str, files)]) == 0
+    first, *others = [path.name.encode() for path in files]
+    assert manager.asked.pop() == (ADMIN, "group_add", {"statement": first, "operators": others})
+    for wrong in (["add"], ["remove"], ["remove", "a", "b"], ["list", "a"], ["add", str(tmp_path / "none")]):
+        assert main.main(["group", *wrong]) == ConfigError.exit_code
+    assert not manager.asked
+
+
+def test_a_credential_or_a_request_is_written_as_the_manager_gives_it(
+    manager: FakeManager, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    response, out = tmp_path / "ak.pem", tmp_path / "web.json"
+    response.write_bytes(b"PEM")
+    manager.answer = {"hierarchy": "sk", "credential": b"{}"}
+    assert main.main(["certify", "web", "--ak", "0x81010002"]) == 0
+    assert manager.asked.pop() == (ADMIN, "certify", {"name": "web", "ak": 0x81010002})
+    assert capsys.readouterr().out == "{}"
+    manager.answer = {"hierarchy": "independent", "request": b"[]"}
+    words = ["--json", "certify", "web", "--ak", "2164326402", "--response", str(response), "--out", str(out)]
+    assert main.main(words) == 0
+    assert manager.asked.pop() == (ADMIN, "certify", {"name": "web", "ak": 0x81010002, "response": b"PEM"})
+    assert (out.read_bytes(), json.loads(capsys.readouterr().out)["what"]) == (b"[]", "request")
+    assert main.main(["certify", "web", "--ak", "1", "--out", str(tmp_path / "no/where")]) == ConfigError.exit_code
+
+
+def test_a_chain_is_the_certificate_and_that_of_the_ca(
+    manager: FakeManager, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manager.answer = {"ca": b"ca" * 40, "certificates": {"rsa2048": b"ek" * 40}}
+    said = []
+    for option in ("--chain", "--ca"):
+        assert main.main(["ek-cert", "web", option]) == 0
+        said.append(capsys.readouterr().out)
+    assert main.main(["ek-cert", "web"]) == 0
+    assert said[0] == capsys.readouterr().out + said[1]
+    assert max(map(len, said[0].splitlines())) == 64
+
+
+def test_evidence_is_asked_for_with_the_verifiers_nonce_and_written_as_it_is(
+    manager: FakeManager, tmp_path: Path
+) -> None:
+    manager.answer = b"{bundle}"
+    assert main.main(["quote", "web", "--nonce", "5a" * 32, "--out", str(tmp_path / "b.json")]) == 0
+    assert manager.asked == [(ADMIN, "quote", {"name": "web", "nonce": b"Z" * 32})]
+    assert (tmp_path / "b.json").read_bytes() == b"{bundle}"
+
+
+@pytest.mark.parametrize("nonce", ["", "zz", "5a" * 15, "5a" * 65, "5"])
+def test_a_nonce_that_no_tpm_takes_or_that_is_too_short_is_refused(manager: FakeManager, nonce: str) -> None:
+    assert main.main(["quote", "web", "--nonce", nonce]) == ConfigError.exit_code
+    assert manager.asked == []
 
 
 def test_a_statement_goes_to_the_manager_as_it_is(manager: FakeManager, tmp_path: Path) -> None:
@@ -407,8 +471,8 @@ def test_what_must_be_signed_is_signed_with_the_named_key_else_with_that_beside_
 
 def test_a_verb_says_that_it_must_be_signed_where_it_must() -> None:
     for verb, text in help.VERBS.items():
-        own = {"operator": "operator_add", "upgrade": "approve", "platform": "platform_show"}
-        asked = own.get(verb, verb.replace("-", "_"))
+        other = {"operator": "operator_add", "group": "group_add", "upgrade": "approve", "platform": "platform_show"}
+        asked = other.get(verb, verb.replace("-", "_"))
         assert text.startswith("[signed] ") is rules.is_signed(asked)
 
 
@@ -614,7 +678,7 @@ def test_a_wrong_command_line_is_exit_code_2(capsys: pytest.CaptureFixture[str])
 
 def test_every_verb_has_a_handler_and_a_line_of_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert help.VERBS.keys() == main._HANDLERS.keys()
-    assert help.DETAILS.keys() <= help.VERBS.keys()
+    assert details.DETAILS.keys() <= help.VERBS.keys()
     text = help_of(capsys)
     for verb, sentence in help.VERBS.items():
         assert sentence
@@ -627,7 +691,7 @@ def test_a_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str]) -
     sentence = help.VERBS[verb]
     assert text.startswith(f"usage: vtpmctl {verb} ")
     assert f"{sentence[0].upper()}{sentence[1:]}." in text
-    assert text.endswith(" ".join(help.DETAILS.get(verb, "").split()))
+    assert text.endswith(" ".join(details.DETAILS.get(verb, "").split()))
 
 
 ACTIONS = [(verb, action) for verb, each in actions.ACTIONS.items() for action in each]
@@ -646,13 +710,13 @@ def test_an_action_explains_itself(verb: str, action: str, capsys: pytest.Captur
 def examples() -> list[str]:
     """The arguments of every vtpmctl in the texts of the help: up to two blanks, a pipe, an "&" or a bracket."""
     acts = [text for each in actions.ACTIONS.values() for texts in each.values() for text in texts]
-    text = "\n".join([help.EPILOG, *help.VERBS.values(), *help.DETAILS.values(), *acts])
+    text = "\n".join([help.EPILOG, *help.VERBS.values(), *details.DETAILS.values(), *acts])
     return re.findall(r"vtpmctl (.+?)(?=  | [|&]|[)\n])", text)
 
 
 @pytest.mark.parametrize("line", examples())
 def test_an_example_of_the_help_is_a_command_line_that_is_understood(line: str) -> None:
-    assert main._parser().parse_args(shlex.split(line)).verb in help.VERBS
+    assert command_line.parser().parse_args(shlex.split(line)).verb in help.VERBS
 
 
 def test_the_examples_were_found() -> None:

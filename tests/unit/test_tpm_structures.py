@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from manager_vm.errors import EvidenceError
 from manager_vm.trust import tpm_structures as tpm
-from manager_vm.trust.tpm_structures import Alg, Attributes, Certify, NvCertify, Quote, Type
+from manager_vm.trust.tpm_constants import Alg, Attributes, Type
+from manager_vm.trust.tpm_structures import Certify, NvCertify, Quote
 from tests.unit.statements import flipped
 
 AK = bytes.fromhex(

@@ -5,19 +5,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import struct
 from dataclasses import replace
 
 import pytest
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from manager_vm.errors import EvidenceError
 from manager_vm.trust import credential, templates, tpm_structures
-from manager_vm.trust.credential import Credential
-from manager_vm.trust.tpm_structures import Alg, Public
+from manager_vm.trust.tpm_constants import Alg
+from tests.unit.software_tpm import ek, opened, seed_of
 
 NAME, VALUE = b"\0\x0b" + bytes(range(32)), bytes(range(100, 132))
 P = int(
@@ -60,53 +58,6 @@ def rsa_key() -> rsa.RSAPrivateKey:
 
 
 RSA, P256, P384 = rsa_key(), ec.derive_private_key(0xABCDEF, ec.SECP256R1()), ec.generate_private_key(ec.SECP384R1())
-
-
-def ek(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey) -> Public:
-    """The public area of the EK that has this key."""
-    if isinstance(key, rsa.RSAPrivateKey):
-        modulus = key.public_key().public_numbers().n.to_bytes(256)
-        return tpm_structures.parse_public(templates.template("rsa2048").public[:-256] + modulus)
-    point = b"".join(struct.pack(">H", len(each)) + each for each in credential.coordinates(key.public_key()))
-    p256 = key.curve.name == "secp256r1"
-    return tpm_structures.parse_public(
-        templates.template("ecc-p256" if p256 else "ecc-p384").public[: -68 if p256 else -4] + point
-    )
-
-
-def seed_of(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey, secret: bytes) -> bytes:
-    """What a TPM with this EK makes of TPM2B_ENCRYPTED_SECRET."""
-    buffer = tpm_structures.unwrap(secret, "a secret")
-    if isinstance(key, rsa.RSAPrivateKey):
-        return key.decrypt(buffer, padding.OAEP(padding.MGF1(hashes.SHA256()), hashes.SHA256(), b"IDENTITY\0"))
-    size = key.curve.key_size // 8
-    x, y = buffer[2 : 2 + size], buffer[-size:]
-    numbers = ec.EllipticCurvePublicNumbers(int.from_bytes(x), int.from_bytes(y), key.curve)
-    z = key.exchange(ec.ECDH(), numbers.public_key())
-    return credential.kdfe(ek(key).name_alg.name.lower(), z, x, credential.coordinates(key.public_key())[0])
-
-
-def opened(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey, made: Credential, name: bytes) -> bytes:
-    """What TPM2_ActivateCredential does, without a TPM."""
-    public, seed = ek(key), seed_of(key, made.secret)
-    digest = public.name_alg.name.lower()
-    size = hashlib.new(digest).digest_size
-    body = tpm_structures.unwrap(made.blob, "a credential")
-    mac, encrypted = body[2 : 2 + size], body[2 + size :]
-    integrity = credential.kdfa(digest, seed, "INTEGRITY", b"", size * 8)
-    assert hmac.digest(integrity, encrypted + name, digest) == mac
-    stream = credential.kdfa(digest, seed, "STORAGE", name, public.symmetric[1])
-    plain = bytearray()
-    for start in range(0, len(encrypted), 16):
-        before = encrypted[start - 16 : start] if start else bytes(16)
-        plain += bytes(a ^ b for a, b in zip(encrypted[start : start + 16], aes(stream, before), strict=False))
-    return tpm_structures.unwrap(bytes(plain), "a value")
-
-
-def aes(key: bytes, block: bytes) -> bytes:
-    from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-
-    return Cipher(algorithms.AES(key), modes.ECB()).encryptor().update(block)
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def given(now: float = 0.0) -> Nonces:
 
 
 def test_what_is_executed_is_what_was_signed() -> None:
-    found = request.verify(signed(), enrolled(), HERE, given(), LIFETIME)
+    found = request.verify(signed(), [enrolled()], HERE, given(), LIFETIME)
     assert (found.operator.name, found.verb, found.args) == ("alice", "start", ARGS)
 
 
@@ -52,58 +52,58 @@ def test_a_signed_request_survives_its_frame() -> None:
 
 def test_a_request_that_was_made_before_is_a_replay() -> None:
     nonces, message = given(), signed()
-    request.verify(message, enrolled(), HERE, nonces, 1.0)
+    request.verify(message, [enrolled()], HERE, nonces, 1.0)
     for now in (1.0, 2.0, 1000.0):
         with pytest.raises(EvidenceError, match="replay"):
-            request.verify(message, enrolled(), HERE, nonces, now)
+            request.verify(message, [enrolled()], HERE, nonces, now)
 
 
 def test_two_requests_cannot_share_a_challenge() -> None:
     nonces = given()
-    request.verify(signed("stop"), enrolled(), HERE, nonces, 1.0)
+    request.verify(signed("stop"), [enrolled()], HERE, nonces, 1.0)
     with pytest.raises(EvidenceError, match="replay"):
-        request.verify(signed("destroy"), enrolled(), HERE, nonces, 1.0)
+        request.verify(signed("destroy"), [enrolled()], HERE, nonces, 1.0)
 
 
 def test_a_challenge_expires_and_an_expired_one_never_comes_back() -> None:
     nonces = given(100.0)
     with pytest.raises(EvidenceError, match="expired"):
-        request.verify(signed(), enrolled(), HERE, nonces, 100.1 + LIFETIME)
+        request.verify(signed(), [enrolled()], HERE, nonces, 100.1 + LIFETIME)
     with pytest.raises(EvidenceError, match="replay"):
-        request.verify(signed(), enrolled(), HERE, nonces, 100.0)
+        request.verify(signed(), [enrolled()], HERE, nonces, 100.0)
 
 
 def test_a_challenge_that_this_manager_never_gave_is_refused() -> None:
     with pytest.raises(EvidenceError, match="answers no challenge of this manager"):
-        request.verify(signed(nonce=bytes(NONCE_SIZE)), enrolled(), HERE, given(), 0.0)
+        request.verify(signed(nonce=bytes(NONCE_SIZE)), [enrolled()], HERE, given(), 0.0)
 
 
 def test_a_request_for_another_manager_is_refused_and_uses_up_nothing() -> None:
     nonces = given()
     with pytest.raises(EvidenceError, match="signed for manager 'bbbb"):
-        request.verify(signed(manager=ELSEWHERE), enrolled(), HERE, nonces, 0.0)
-    request.verify(signed(), enrolled(), HERE, nonces, 0.0)
+        request.verify(signed(manager=ELSEWHERE), [enrolled()], HERE, nonces, 0.0)
+    request.verify(signed(), [enrolled()], HERE, nonces, 0.0)
 
 
 def test_a_forged_request_uses_up_nothing() -> None:
     nonces, message = given(), signed()
     with pytest.raises(EvidenceError, match="not signed by key"):
-        request.verify(signed(key=STRANGER), enrolled(), HERE, nonces, 0.0)
-    request.verify(message, enrolled(), HERE, nonces, 0.0)
+        request.verify(signed(key=STRANGER), [enrolled()], HERE, nonces, 0.0)
+    request.verify(message, [enrolled()], HERE, nonces, 0.0)
 
 
 def test_a_change_of_any_bit_of_what_was_signed_is_refused() -> None:
     message, nonces = signed(), given()
     for changed in flipped(message.signed):
         with pytest.raises(EvidenceError, match="not signed by key"):
-            request.verify(replace(message, signed=changed), enrolled(), HERE, nonces, 0.0)
-    request.verify(message, enrolled(), HERE, nonces, 0.0)
+            request.verify(replace(message, signed=changed), [enrolled()], HERE, nonces, 0.0)
+    request.verify(message, [enrolled()], HERE, nonces, 0.0)
 
 
 @pytest.mark.parametrize("size", [0, 63, 65])
 def test_a_signature_of_another_size_is_refused(size: int) -> None:
     with pytest.raises(EvidenceError, match="signature has"):
-        request.verify(replace(signed(), signature=bytes(size)), enrolled(), HERE, given(), 0.0)
+        request.verify(replace(signed(), signature=bytes(size)), [enrolled()], HERE, given(), 0.0)
 
 
 def test_a_signature_over_a_statement_is_none_over_a_request() -> None:
@@ -111,14 +111,14 @@ def test_a_signature_over_a_statement_is_none_over_a_request() -> None:
     for kind in (operator.OPERATOR, "request"):
         pae = envelope._pae(kind, message.signed)
         with pytest.raises(EvidenceError, match="not signed by key"):
-            request.verify(replace(message, signature=KEY.sign(pae)), enrolled(), HERE, given(), 0.0)
+            request.verify(replace(message, signature=KEY.sign(pae)), [enrolled()], HERE, given(), 0.0)
 
 
 def test_what_is_signed_but_says_nothing_is_refused() -> None:
     for data in (b"", b"\x80", b"\xc1", admin.pack_statement(admin.Statement(HERE, NONCE, "x", {}))[:-1]):
         signature = KEY.sign(request._pae(data))
         with pytest.raises(RemoteProtocolError):
-            request.verify(SignedRequest(1, KEY.public.id, signature, data), enrolled(), HERE, given(), 0.0)
+            request.verify(SignedRequest(1, KEY.public.id, signature, data), [enrolled()], HERE, given(), 0.0)
 
 
 @pytest.mark.parametrize("challenge", [None, {}, {"nonce": b"short", "manager": HERE}, {"nonce": NONCE, "manager": 1}])
@@ -142,11 +142,11 @@ def test_only_so_many_challenges_are_remembered_and_the_newest_ones_are() -> Non
 
 # -- roles ----------------------------------------------------------------------------------------------------
 
-READING = {"status", "list", "show", "info", "ek_cert", "challenge", "approvals", "recovery"}
+READING = {"status", "list", "show", "info", "ek_cert", "groups", "challenge", "approvals", "recovery"}
 NOBODYS = {"provision", "recover_offer", "recover"}  # of managers that do not serve yet
 MAY = {
-    Role.AUDITOR: READING | {"operators", "audit", "platform_show"},
-    Role.OPERATOR: READING | {"operators", "platform_show", "create", "start", "stop", "destroy"},
+    Role.AUDITOR: READING | {"operators", "audit", "platform_show", "quote"},
+    Role.OPERATOR: READING | {"operators", "platform_show", "quote", "create", "start", "stop", "destroy", "certify"},
     Role.ADMIN: set(rules.RULES) - NOBODYS,
 }
 
@@ -156,10 +156,10 @@ MAY = {
 def test_a_role_reaches_as_far_as_its_table_says(role: Role, verb: str) -> None:
     nonces = given()
     if verb in MAY[role]:
-        assert request.verify(signed(verb), enrolled(role), HERE, nonces, 0.0).verb == verb
+        assert request.verify(signed(verb), [enrolled(role)], HERE, nonces, 0.0).verb == verb
         return
     with pytest.raises(EvidenceError, match=f"the role {role} may not ask for '{verb}'"):
-        request.verify(signed(verb), enrolled(role), HERE, nonces, 0.0)
+        request.verify(signed(verb), [enrolled(role)], HERE, nonces, 0.0)
 
 
 def test_every_verb_of_the_admin_link_has_a_rule_and_every_rule_a_verb() -> None:

@@ -18,7 +18,7 @@ from manager_vm.wire.swtpm import Cmd, Request
 DEADLINE = 120.0  # seconds for a TPM command
 _CONTROL = 10.0  # seconds for a control command
 _END = 2.0  # seconds for the last TPM command, at the end
-_STATE_FILE, _LOCK_FILE = "tpm2-00.permall", ".lock"
+STATE_FILE, _LOCK_FILE = "tpm2-00.permall", ".lock"
 _UNLOCK = 2.0  # seconds for the swtpm of a stand-in that was killed to end
 _ANSWERS = {Cmd.CMD_GET_TPMESTABLISHED: 8, Cmd.CMD_RESET_TPMESTABLISHED: 4}  # bytes
 
@@ -27,7 +27,7 @@ class Chip:
     """A swtpm on ``directory``, powered on. HostError names its log, whatever goes wrong with it."""
 
     def __init__(self, directory: Path) -> None:
-        self.new = not (directory / _STATE_FILE).exists()  # it was never manufactured before
+        self.new = not (directory / STATE_FILE).exists()  # it was never manufactured before
         self._directory = directory
         self._log = directory / "swtpm.log"
         _await_unlocked(directory)

@@ -135,19 +135,19 @@ def make_sks(connection: Connection, auths: Authorizations, count: int) -> list[
     return connection.protected("make signing keys", make)
 
 
-def certify(connection: Connection, auths: Authorizations, sk: SealedKey, nonce: bytes) -> Signed:
-    """TPM2_Certify by the AK: this key is in the AK's TPM and cannot leave it (fixedTPM)."""
+def certify(connection: Connection, auths: Authorizations, sks: Sequence[SealedKey], nonce: bytes) -> list[Signed]:
+    """TPM2_Certify by the AK: each of these keys is in the AK's TPM and cannot leave it (fixedTPM)."""
 
-    def run(tpm: ESAPI, session: ESYS_TR) -> Signed:
-        with (
-            _loaded(connection, tpm, sk, auths, session) as key,
-            _ak(tpm, auths.ak) as ak,
-            connection.session(tpm, encrypts=False) as other,
-        ):
-            attested, signature = tpm.certify(key, ak, nonce, _no_scheme(), session1=other, session2=session)
-            return Signed(bytes(attested), signature.marshal())
+    def run(tpm: ESAPI, session: ESYS_TR) -> list[Signed]:
+        found = []
+        with _ak(tpm, auths.ak) as ak, connection.session(tpm, encrypts=False) as other:
+            for sk in sks:
+                with _loaded(connection, tpm, sk, auths, session) as key:
+                    attested, signature = tpm.certify(key, ak, nonce, _no_scheme(), session1=other, session2=session)
+                    found.append(Signed(bytes(attested), signature.marshal()))
+        return found
 
-    return connection.protected("certify a signing key", run)
+    return connection.protected("certify signing keys", run)
 
 
 def sign(connection: Connection, auths: Authorizations, sk: SealedKey, digest: bytes) -> bytes:
