@@ -10,11 +10,10 @@ import logging
 import os
 import stat
 from dataclasses import dataclass
-from pathlib import Path
 
-from manager_vm import packages, systemd
+from manager_vm import packages, recover, systemd
 from manager_vm.config import Config
-from manager_vm.errors import ConfigError, IntegrityError, StoreError
+from manager_vm.errors import ConfigError, IntegrityError
 from manager_vm.keys import approvals
 from manager_vm.keys.anchor import NvAnchor
 from manager_vm.keys.approvals import Images
@@ -27,12 +26,11 @@ from manager_vm.keys.hwtpm.auths import Authorizations
 from manager_vm.keys.hwtpm.connection import Connection
 from manager_vm.keys.keyslot import Keyslot
 from manager_vm.platform import Platform
-from manager_vm.server.journal import Journal
+from manager_vm.server.journal import Journal, open_log
 from manager_vm.server.verbs import VERSION
 from manager_vm.store import atomic
-from manager_vm.store.audit import AuditLog
 from manager_vm.store.manifest import Manifest
-from manager_vm.store.records import AuditHead, Contents
+from manager_vm.store.records import Contents
 from manager_vm.vtpm import swtpm
 from manager_vm.vtpm.registry import Registry
 from manager_vm.vtpm.run import Launcher
@@ -87,8 +85,10 @@ def open_manager(ground: Ground) -> Opened:
     manifest, images, authorizations = _open_manifest(config, ground.tpm)
     contents = manifest.contents
     _check_uids(config, contents)
+    recover.tidy(config.state_dir)
+    ground.warnings += [recover.warning(each) for each in contents.recovered]
     known = len(ground.warnings)
-    journal = Journal(_open_audit(config.state_dir, contents.audit, ground.warnings), manifest)
+    journal = Journal(open_log(config.state_dir, contents.audit, ground.warnings), manifest)
     journal.start(VERSION, broken=len(ground.warnings) > known)
     registry = Registry(
         manifest,
@@ -152,16 +152,6 @@ def _open_manifest(config: Config, tpm: Connection) -> tuple[Manifest, Images, A
     if (manifest.contents.owner, manifest.contents.authority) != (srk, authority.der):
         raise IntegrityError("the manifest and the keyslot do not belong together; restore the state disk whole")
     return manifest, Images(state / "approvals", tpm, authorizations, authority), authorizations
-
-
-def _open_audit(directory: Path, anchored: AuditHead, warnings: list[str]) -> AuditLog:
-    """The audit log; one that is not what was anchored is put aside, reported, and begun anew behind the anchor."""
-    try:
-        return AuditLog.open(directory, anchored)
-    except (IntegrityError, StoreError) as error:
-        log.error("AUDIT LOG BROKEN: %s", error)
-        warnings.append(f"{error}; what is left is in {directory}/audit.broken.1, a new chain says so")
-        return AuditLog.restart(directory, anchored, str(error))
 
 
 def _disk(config: Config) -> Disk:

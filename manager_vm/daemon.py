@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Protocol
 
-from manager_vm import boot, provision, systemd
+from manager_vm import boot, provision, recover, systemd
 from manager_vm.config import Config
 from manager_vm.errors import LocalProtocolError, VtpmManagerError
 from manager_vm.keys import identity
@@ -19,7 +19,7 @@ from manager_vm.server.attestor import Attestor
 from manager_vm.server.certify import Certifier
 from manager_vm.server.desk import Desk
 from manager_vm.server.links import Perform, open_link
-from manager_vm.server.reception import Reception
+from manager_vm.server.reception import Provisioning, Reception, Recovering
 from manager_vm.server.verbs import HOST, Verbs
 from manager_vm.server.watch import Watch
 from manager_vm.server.wiring import Wiring
@@ -37,7 +37,7 @@ def run(config: Config, *, announce: bool = False) -> None:
     with _signals() as stop, ExitStack() as tasks:
         ground = boot.Ground(config)
         tasks.callback(ground.close)
-        if not _provisioned(ground, stop, announce=announce):
+        if not _provisioned(ground, stop):
             return
         opened = boot.open_manager(ground)
         registry = opened.registry
@@ -67,19 +67,28 @@ def run(config: Config, *, announce: bool = False) -> None:
         systemd.notify("STOPPING=1")
 
 
-def _provisioned(ground: boot.Ground, stop: int, *, announce: bool) -> bool:
-    """Wait until this manager is provisioned; False if it was stopped before."""
+def _provisioned(ground: boot.Ground, stop: int) -> bool:
+    """Wait until this manager has a root key that this platform can open; False if it was stopped before."""
     config, tpm = ground.config, ground.tpm
     if provision.is_done(config.state_dir, tpm):
-        return True
+        waiting = recover.find(config.state_dir, tpm)
+        if waiting is None:
+            return True
+        log.error("%s", waiting.why)
+        return _received(config, Recovering(waiting.offer, waiting.why, waiting.perform, ground.warnings), stop)
     if config.authority_dir is not None:
         provision.perform(config.state_dir, tpm, provision.by_local_authority(tpm, config.authority_dir))
         return True
-    reception = Reception(lambda order: provision.perform(config.state_dir, tpm, order), ground.warnings)
+    log.warning("this manager has no authority yet: it serves 'status' and 'provision' only")
+    provisioning = Provisioning(lambda order: provision.perform(config.state_dir, tpm, order), ground.warnings)
+    return _received(config, provisioning, stop)
+
+
+def _received(config: Config, reception: Reception, stop: int) -> bool:
+    """Wait until the reception has what it waits for; False if the manager was stopped before."""
     link = open_link(config.admin, _guarded(reception.perform))
     try:
         _ready(announce=False)
-        log.warning("this manager has no authority yet: it serves 'status' and 'provision' only")
         while not reception.done.is_set():
             if select.select([stop], [], [], _LOOK)[0]:
                 return False

@@ -20,6 +20,7 @@ from manager_vm.keys.hwtpm import auths, nv, ownership, sealing
 from manager_vm.keys.hwtpm.connection import Connection
 from manager_vm.keys.keyslot import Keyslot, RootKey
 from manager_vm.server import provision as changes
+from manager_vm.server import recovery
 from manager_vm.server.reception import Order
 from manager_vm.store.manifest import Manifest
 from manager_vm.store.records import Contents
@@ -48,10 +49,12 @@ def perform(state: Path, tpm: Connection, order: Order) -> None:
     authority = VerifyKey.from_der(order.authority)
     found = [approval.verify(data, authority) for data in order.approvals]
     if sealing.read_pcrs(tpm) not in [dict(each.pcrs) for each in found]:
-        raise UnsealError("none of these approvals is for what has booted here; " + _what_booted(tpm))
+        raise UnsealError("none of these approvals is for what has booted here; " + what_booted(tpm))
     ca = EkCa.create()
     first = Contents(serial=1, ca_certificate=ca.certificate, ca_key=ca.private_bytes())
     first = changes.provision(first, order.authority, list(order.operators))  # refused before the TPM is changed
+    if order.recovery:
+        first = recovery.set_recipient(first, order.recovery)
     slot = Keyslot(state / "keyslot", tpm)
     root = _root_key(slot, authority, found)
     srk = slot.read().srk
@@ -60,7 +63,7 @@ def perform(state: Path, tpm: Connection, order: Order) -> None:
     authorizations = auths.derive(root, srk)
     ownership.take(tpm, authorizations)
     anchor = NvAnchor(tpm, authorizations.anchor)
-    _demand_unwritten(anchor)
+    demand_unwritten(anchor)
     Manifest.create(state, root, anchor, replace(first, owner=srk))
     changes.announce(first)
 
@@ -91,7 +94,8 @@ def _root_key(slot: Keyslot, authority: VerifyKey, found: Sequence[approval.Appr
     return slot.unseal(found)
 
 
-def _demand_unwritten(anchor: NvAnchor) -> None:
+def demand_unwritten(anchor: NvAnchor) -> None:
+    """StateError for an anchor that was written: what it says is never given up."""
     try:
         anchor.read()
     except RollbackError:
@@ -99,5 +103,6 @@ def _demand_unwritten(anchor: NvAnchor) -> None:
     raise StateError("the hardware TPM holds an anchor already: this manager is provisioned")
 
 
-def _what_booted(tpm: Connection) -> str:
+def what_booted(tpm: Connection) -> str:
+    """The PCRs that approvals bind, for a message."""
     return ", ".join(f"PCR {pcr} is {value.hex()}" for pcr, value in sealing.read_pcrs(tpm).items())

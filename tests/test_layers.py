@@ -16,7 +16,7 @@ LAYERS = (
     {"manager_vm.__main__"},
     {"manager_vm.daemon"},
     {"manager_vm.boot"},
-    {"manager_vm.provision", "manager_vm.platform"},
+    {"manager_vm.provision", "manager_vm.recover", "manager_vm.platform"},
     {"manager_vm.server"},
     {"manager_vm.vtpm"},
     {"manager_vm.keys"},

@@ -103,6 +103,12 @@ and a certificate (X.509, under authority.pem) for each of its signing keys. One
 one name, for ever; enrolling it again, or more of its keys, replaces the statement.
 Exit code 6 for evidence or an answer that proves nothing.
 
+Recovery (--recovery FILE): managers wrap their root key and the key of each commit to this
+public key, made with 'key new' for nothing else. Whoever has the private key can read
+every disk of such a manager, old ones too: keep it offline. The newest recipient counts,
+a manager never takes an older one. Writes DIR/recovery/N.json; 'provision --recovery' or
+'recovery set' hands it to a manager.
+
 Writes DIR/platforms/NAME.json, DIR/challenges/ID.json until the answer is there, and
 DIR/enrolments/N.json, which alone says which certificate is whose.
 
@@ -112,6 +118,7 @@ examples:
   vtpmctl authority enroll acme --operator bob --key bob.key.pub --role operator
   vtpmctl authority enroll DIR --platform rack7 --evidence evidence.json --vendor-ca vendor.pem --out challenge.json
   vtpmctl authority enroll authority --answer answer.json --out enrolment.json
+  vtpmctl authority enroll authority --recovery recovery.key.pub
 """,
         ),
         "remove": (
@@ -124,6 +131,23 @@ Writes DIR/removals/KEY-ID.json; the enrolment moves to KEY-ID.enrolment.json be
 'operator remove' hands the removal to a manager.
 
 example: vtpmctl authority remove authority --operator alice --reason left
+""",
+        ),
+        "recover": (
+            "order a manager's recovery: from a hardware TPM that died or was cleared, to another",
+            """\
+--manager, --from and --to are what 'status' of the waiting manager shows; the Names are
+those of the TPMs' SRKs. Make sure that the old TPM is gone for good, and that the new one
+is one: the manager goes on there, with the disk that lies there. A TPM that was cleared
+has another SRK, so an order serves once. It carries along which approvals are revoked,
+for the old TPM's revocation bits went with it.
+
+A second order that leads elsewhere from the same TPM is refused (exit code 3): if the
+first was used there would be two managers. --again insists, if it was not.
+
+Writes DIR/recovery/N.json, for 'recover --order'.
+
+example: vtpmctl authority recover authority --manager 8c1f... --from 000b5e... --to 000ba0... --reason 'board died'
 """,
         ),
         "show": (
@@ -159,11 +183,11 @@ example: vtpmctl credential show web1.json --authority authority.pub
     },
     "key": {
         "new": (
-            "make a signature key: FILE and FILE.pub",
+            "make a key, for an operator or for recovery: FILE and FILE.pub",
             """\
-ECDSA on P-256, as PEM without a passphrase: FILE (mode 0600) is the private key, FILE.pub
-the public one, to be enrolled by the authority. Existing files are never overwritten (exit
-code 3).
+P-256, as PEM without a passphrase: FILE (mode 0600) is the private key, FILE.pub the
+public one, to be enrolled by the authority. A key signs or recovers, never
+both. Existing files are never overwritten (exit code 3).
 
 example: vtpmctl key new alice.key
 """,

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from manager_vm.ctl import actions, platforms, statements
+from manager_vm.ctl import actions, platforms, recovery, statements
 
 Args = argparse.Namespace
 
@@ -30,10 +30,11 @@ def add_actions(verbs: dict[str, argparse.ArgumentParser], common: argparse.Argu
                 formatter_class=argparse.RawDescriptionHelpFormatter,
                 parents=[common],
             )
-    for action in ("init", "approve", "revoke", "enroll", "remove"):
+    for action in ("init", "approve", "revoke", "enroll", "remove", "recover"):
         made["authority", action].add_argument("directory", type=Path, metavar="DIR", help="the authority's directory")
     _add_images(made["authority", "approve"], made["authority", "revoke"])
     _add_operators(made["authority", "enroll"], made["authority", "remove"])
+    recovery.add_order(made["authority", "recover"])
     show = made["authority", "show"]
     show.add_argument("file", type=Path, metavar="FILE", help="a statement")
     show.add_argument("--authority", type=Path, metavar="FILE", help="authority.pub, to verify it with")
@@ -66,5 +67,6 @@ def _add_operators(enroll: argparse.ArgumentParser, remove: argparse.ArgumentPar
     enroll.add_argument("--role", choices=list(actions.ROLES), help="what the operator may ask for")
     enroll.add_argument("--description", default="", metavar="TEXT", help="for people, up to 200 characters")
     platforms.add_enrolment(enroll, whom)
+    recovery.add_enrolment(whom)
     remove.add_argument("--operator", required=True, metavar="NAME", help="who is enrolled here")
     remove.add_argument("--reason", required=True, metavar="TEXT", help="for people, up to 200 characters")

@@ -7,7 +7,18 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from manager_vm.ctl import audit, authority, completion, credentials, details, evidence, help, operators, platforms
+from manager_vm.ctl import (
+    audit,
+    authority,
+    completion,
+    credentials,
+    details,
+    evidence,
+    help,
+    operators,
+    platforms,
+    recovery,
+)
 
 _LONGEST = 86_400.0  # seconds that may be waited for a reply
 _Format = argparse.RawDescriptionHelpFormatter
@@ -100,6 +111,7 @@ def _add_arguments(verbs: dict[str, argparse.ArgumentParser]) -> None:
     operators.add_arguments(verbs)
     credentials.add_arguments(verbs["certify"])
     platforms.add_arguments(verbs["platform"])
+    recovery.add_arguments(verbs)
     audit.add_arguments(verbs["audit"])
     evidence.add_arguments(verbs)
     verbs["completion"].add_argument("shell", choices=completion.SHELLS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from manager_vm.ctl import help_recovery
+
 TENANTS = {
     "group": """\
 A group is a tenant's vTPMs: they have their own EK CA, and their own authority says who
@@ -38,18 +40,21 @@ examples:
 """,
 }
 
-DETAILS = TENANTS | {
-    "status": """\
+DETAILS = (
+    help_recovery.DETAILS
+    | TENANTS
+    | {
+        "status": """\
 Version, start time, number of vTPMs in each state, memory of the manager's process, and
 warnings: what the manager found wrong with this machine when it started, for instance a
 libtpms known to be vulnerable.
 """,
-    "list": """\
+        "list": """\
 Columns: NAME; GROUP; STATE (off, running, parked, failed, quarantined); CHANNEL, "-" while
 detached; BOOT, the newest boot number applied; GENERATION; LIVE, whether a front end
 was heard within 3.5 s; REASON, why a vTPM failed or is quarantined.
 """,
-    "create": """\
+        "create": """\
 A name has 1 to 63 letters, digits, '.', '_' or '-', and is in use once. The new vTPM is
 off: 'attach' with a boot number powers it on. An interrupted create leaves nothing
 behind.
@@ -63,24 +68,24 @@ examples:
   vtpmctl create web1
   vtpmctl --key bob.key create web2 --group acme
 """,
-    "show": """\
+        "show": """\
 Besides the columns of 'list': uuid; open, whether the manager holds the channel open;
 boot_named, whether the host side has named the running boot since the manager started
 (before that no command is served); last_seq; uid and pid of its swtpm; the TPM Names of
 its EKs.
 """,
-    "start": """\
+        "start": """\
 Without --power-on: continues a vTPM that 'stop' has parked; PCRs, sessions and loaded
 objects are as they were. With --power-on: _TPM_Init and Startup(CLEAR), PCRs are zero;
 refused while a guest is live. It counts as a new boot, and the vTPM serves only when
 the host side has named it ('boot'), so a guest that still runs does not find zero PCRs.
 """,
-    "stop": """\
+        "stop": """\
 The command that executes is finished, then the state is read, sealed and synced, then
 swtpm ends. It never costs a dictionary-attack strike. Guests' commands wait meanwhile,
 and fail after about 6 s.
 """,
-    "attach": """\
+        "attach": """\
 CHANNEL is what the manager sees: ivshmem:PCI-ADDRESS (ivshmem alone: the only such
 device), virtio-serial:PORT-NAME, or unix:PATH. With `dev` it may be left out:
 DIR/channels/NAME.sock. A vTPM has one channel, a channel one vTPM. Attaching the same
@@ -94,21 +99,21 @@ examples:
   vtpmctl attach web1 ivshmem:0000:05:00.0 --boot 1
   vtpmctl attach web1 ivshmem --print qemu          what to paste into the guest's QEMU command line
 """,
-    "detach": """\
+        "detach": """\
 The command that executes is finished, the channel is closed, the vTPM goes on. After
 the next 'attach' it serves when its running boot has been named.
 """,
-    "boot": """\
+        "boot": """\
 The host holds the VM at its reset until this has been acknowledged. A number is applied
 once: a repeated report of the same number changes nothing, a lower one is refused (exit
 code 13).
 """,
-    "destroy": """\
+        "destroy": """\
 Refused while the vTPM is attached. Its keys go with the commit: no older copy of the
 state disk opens them again, unless the anchor is copied back with it. Asks for the name
 to be typed; --yes where there is no terminal.
 """,
-    "release": """\
+        "release": """\
 For admins. What the vTPM needs to go on is verified again, for instance after a copy of
 the damaged file was put back: if it is whole the vTPM is what it was before (off, parked,
 failed). Else nothing changes, unless you accept a loss:
@@ -126,10 +131,10 @@ examples:
   vtpmctl release web1
   vtpmctl release web1 --discard-run --yes
 """,
-    "info": """\
+        "info": """\
 Asked of the TPM itself by TPM2_GetCapability, between two commands of its guest.
 """,
-    "ek-cert": """\
+        "ek-cert": """\
 Issued by the CA of the vTPM's group, one root for each group of each manager: two groups
 have nothing in common in their certificates. The guest finds them in NV: 0x01C00002
 (RSA-2048), 0x01C0000A (P-256), 0x01C00016 (P-384), the CA's at 0x01C00100.
@@ -140,7 +145,7 @@ examples:
   openssl verify -CAfile ca.pem ek.pem
   vtpmctl ek-cert web1 --chain --out chain.pem
 """,
-    "quote": """\
+        "quote": """\
 About the vTPM as such: its EK's certificate, and the signatures of its SK and of the
 hardware TPM over EK and nonce. What the guest has measured is in evidence that the guest
 itself asks for: python -m guest_frontend quote. For every operator; at most 4 at once and
@@ -148,7 +153,7 @@ one more each 5 s, for each manager.
 
 example: vtpmctl quote web1 --nonce 5e1f... --out web1.json
 """,
-    "verify": """\
+        "verify": """\
 Asks nobody: all that is trusted is the authority's public key, and what you bring along.
 Prints what is proven line by line; the first thing that is not is in a line FAILED, and
 the exit code is 6. With --json: verified, proven (lines), not_proven.
@@ -163,7 +168,7 @@ quote, and that a platform of the authority vouches for it, but not which or wha
 
 example: vtpmctl verify web1.json --authority authority.pub --nonce 5e1f...
 """,
-    "authority": """\
+        "authority": """\
 The authority is a signature key (ECDSA, P-256) in a directory that only its owner can
 open. Keep that directory off the hosts and copy it: who has its key decides which images
 managers unseal for, and nobody can replace it. Files that it signs are public, and
@@ -176,12 +181,12 @@ simulated host has made can be used as well.
   vtpmctl key new alice.key
   vtpmctl authority enroll /media/stick/authority --operator alice --key alice.key.pub --role admin
 """,
-    "key": """\
+        "key": """\
 --help behind an action explains it.
 
 example: vtpmctl key new alice.key
 """,
-    "provision": """\
+        "provision": """\
 A manager that has no authority serves 'status' and this. It trusts the first authority
 that it is told, and says so in its log; after that only enrolled operators change
 anything, among them who is enrolled. It makes a root key, seals it to its hardware TPM so
@@ -189,17 +194,17 @@ that only images unseal it which this authority approves, sets the TPM's authori
 and anchors the first manifest there. The approval must be that of the image which runs.
 A TPM that belongs to another manager is refused. What was cut off is continued by asking
 again. `dev` and the simulated host do all this by themselves, with an authority in the
-directory named authority.
+directory named authority. --recovery: see 'recovery'.
 
 example: vtpmctl -m /run/vtpm provision authority.pub alice.json --approval 0.json
 """,
-    "approve": """\
+        "approve": """\
 Nothing is sealed anew: the root key was sealed under what the authority approves. An
 approval that is revoked here already is refused: that would be a downgrade.
 
 example: vtpmctl -m /run/vtpm approve approvals/3.json
 """,
-    "upgrade": """\
+        "upgrade": """\
 Upgrade in place: have the authority approve the new image, hand the approval over with
 this verb, power the manager VM down (every vTPM is parked) and start it from the new
 image: all vTPMs resume, with PCRs and sessions. Then 'revoke' the old one. Guests' commands
@@ -207,18 +212,18 @@ wait meanwhile, and fail after about 6 s (programs on tpm2-tss: 30 s).
 
 example: vtpmctl -m /run/vtpm upgrade approvals/3.json
 """,
-    "revoke": """\
+        "revoke": """\
 Sets bits in an NV index of the hardware TPM that nothing clears: an image whose approval
 is revoked cannot unseal, whatever lies on its disk. Refused if no approval would be left:
 the manager could not start again. --force insists.
 
 example: vtpmctl -m /run/vtpm revoke revocations/0.json
 """,
-    "approvals": """\
+        "approvals": """\
 Columns: NUMBER, the approval's bit in the TPM; STATE, approved or revoked; IMAGE, what
 the authority calls it ("-": revoked, and not known here).
 """,
-    "operator": """\
+        "operator": """\
 FILE.json is signed by the authority: an enrolment (add) or a removal (remove). A name
 has one key: an enrolment with a higher serial replaces the one before. A removed key
 never comes back. The last admin can only be replaced. 'list' is for every operator.
@@ -231,7 +236,7 @@ examples:
   vtpmctl operator add carol.json --group acme
   vtpmctl operator list
 """,
-    "platform": """\
+        "platform": """\
 The authority enrols a platform once: it proves by its hardware TPM which one it is, and
 gets certificates for signing keys, one for each vTPM to come. Two files go to the
 authority, two come back; anybody may carry them.
@@ -254,7 +259,7 @@ example:
   vtpmctl authority enroll DIR --answer answer.json --out enrolment.json
   vtpmctl platform install enrolment.json
 """,
-    "audit": """\
+        "audit": """\
 For admins and auditors. One line an entry: number, time (the host's clock), event. A
 changing request has an entry before it is performed (request) and one after it
 (outcome); refused signed requests, boots, wiring, failures, quarantine, provisioning,
@@ -275,14 +280,15 @@ examples:
   vtpmctl --key carol.key audit --last 50
   vtpmctl audit verify /mnt/backup/audit.log --head 5e8f...
 """,
-    "doctor": """\
+        "doctor": """\
 Looks at programs, versions, devices and memory of this machine, and at the manager if
 -m names one. Each finding is ok, warn or fail; warn and fail come with a remedy. Exit
 code 1 if something fails.
 """,
-    "completion": """\
+        "completion": """\
 examples:
   source <(vtpmctl completion bash)                 also zsh
   vtpmctl completion fish | source
 """,
-}
+    }
+)

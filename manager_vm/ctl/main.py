@@ -23,6 +23,7 @@ from manager_vm.ctl import (
     operators,
     output,
     platforms,
+    recovery,
     wiring,
 )
 from manager_vm.ctl.client import Client, operator_key, sockets
@@ -201,6 +202,8 @@ _HANDLERS: dict[str, Callable[[Args], int | None]] = {
     "operator": lambda args: operators.operator(args, _call),
     "group": lambda args: operators.group(args, _call),
     "platform": lambda args: platforms.platform(args, _call),
+    "recovery": lambda args: recovery.recipient(args, _call),
+    "recover": lambda args: recovery.recover(args, _call),
     "approve": lambda args: operators.approve(args, _call),
     "upgrade": lambda args: operators.upgrade(args, _call),
     "revoke": lambda args: operators.revoke(args, _call),

@@ -24,7 +24,8 @@ def provision(args: Args, call: Call) -> None:
     """Hand the authority's public key and its first operators to a manager that has none."""
     operators, approvals = ([_read(path) for path in paths] for paths in (args.operators, args.approval))
     authority = VerifyKey.load(args.authority)
-    call(args, "provision", authority=authority.der, operators=operators, approvals=approvals)
+    more = {"recovery": _read(args.recovery)} if args.recovery else {}
+    call(args, "provision", authority=authority.der, operators=operators, approvals=approvals, **more)
     print(output.as_json({"authority": authority.id}) if args.json else f"provisioned by authority {authority.id}")
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from manager_vm.ctl import actions, credentials, platforms
+from manager_vm.ctl import recovery as recovering
 from manager_vm.errors import ConfigError, EvidenceError
-from manager_vm.trust import approval, enrolment, envelope, group, group_register, operator, platform, policy
+from manager_vm.trust import approval, enrolment, envelope, group, group_register, operator, platform, policy, recovery
 from manager_vm.trust.authority import AuthorityDirectory, read_statement
 from manager_vm.trust.group import Hierarchy
 from manager_vm.trust.operator import Role
@@ -58,7 +59,7 @@ def _enroll(args: Args) -> Result:
     if args.operator is None:
         if args.key is not None or args.role is not None or args.description:
             raise ConfigError("--key, --role and --description belong to --operator")
-        return platforms.enroll(args)
+        return platforms.enroll(args) if args.recovery is None else recovering.enroll(args)
     if args.key is None or args.role is None:
         raise ConfigError("--operator needs the operator's public --key and a --role")
     authority = AuthorityDirectory.open(args.directory)
@@ -218,6 +219,17 @@ def _of_challenge(data: bytes, authority: VerifyKey) -> dict[str, Any]:
     return {"challenge": found.id, "ak": found.ak.hex()}
 
 
+def _of_recipient(data: bytes, authority: VerifyKey) -> dict[str, Any]:
+    found = recovery.verify_recipient(data, authority)
+    return {"wrap_to": found.key.id, "serial": found.serial}
+
+
+def _of_order(data: bytes, authority: VerifyKey) -> dict[str, Any]:
+    found = recovery.verify_order(data, authority)
+    way = {"recover": found.manager, "from": found.old.hex(), "to": found.new.hex()}
+    return {**way, "revoked": approval.numbers(found.revoked), "order": found.id.hex()}
+
+
 _MEANINGS: dict[str, Callable[[bytes, VerifyKey], dict[str, Any]]] = {
     approval.APPROVAL: _of_approval,
     approval.REVOCATION: _of_revocation,
@@ -226,6 +238,8 @@ _MEANINGS: dict[str, Callable[[bytes, VerifyKey], dict[str, Any]]] = {
     group.GROUP: _of_group,
     platform.PLATFORM: _of_platform,
     enrolment.CHALLENGE: _of_challenge,
+    recovery.RECIPIENT: _of_recipient,
+    recovery.ORDER: _of_order,
 }
 
 ACTIONS: dict[tuple[str, str], Callable[[Args], Result]] = {
@@ -234,6 +248,7 @@ ACTIONS: dict[tuple[str, str], Callable[[Args], Result]] = {
     ("authority", "revoke"): _revoke,
     ("authority", "enroll"): _enroll,
     ("authority", "remove"): _remove,
+    ("authority", "recover"): recovering.order,
     ("authority", "show"): _show,
     ("key", "new"): _new_key,
     ("credential", "show"): credentials.show,

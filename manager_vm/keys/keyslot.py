@@ -54,20 +54,33 @@ class Keyslot:
 
     def create(self, authority: VerifyKey) -> RootKey:
         """Make a root key and seal it to a TPM that nobody owns yet; it is on the disk when this returns."""
+        root, data = self.make(authority)
+        self.keep(data)
+        return root
+
+    def make(self, authority: VerifyKey) -> tuple[RootKey, bytes]:
+        """A root key sealed to a TPM that nobody owns yet, and the file; nothing is on the disk yet."""
         ownership.demand_unowned(self._connection)
         srk = ownership.find_or_make_srk(self._connection)
         nv.define_revocation(self._connection)
         root = RootKey(Key.random().reveal())
         sealed = sealing.seal(self._connection, root, authority)
         fields = {"srk": srk, "authority": authority.der, "public": sealed.public, "private": sealed.private}
-        atomic.write_file(self._path, json.dumps({key: value.hex() for key, value in fields.items()}).encode())
-        return root
+        return root, json.dumps({key: value.hex() for key, value in fields.items()}).encode()
+
+    def keep(self, data: bytes) -> None:
+        """What ``make`` made is this manager's keyslot from now on."""
+        atomic.write_file(self._path, data)
 
     def read(self) -> Slot:
         """What the file says; NoKeyslotError if it is missing or damaged."""
         data = atomic.read_file(self._path, _MAX_SIZE)
         if data is None:
             raise NoKeyslotError(f"the keyslot {self._path} is missing; restore it, without it no vTPM can be opened")
+        return self.parse(data)
+
+    def parse(self, data: bytes) -> Slot:
+        """What a keyslot's bytes say; NoKeyslotError if they are damaged."""
         try:
             fields = {key: bytes.fromhex(value) for key, value in json.loads(data).items()}
             sealed = SealedKey(fields["public"], fields["private"])
@@ -77,9 +90,9 @@ class Keyslot:
                 f"the keyslot {self._path} is damaged; restore it, without it no vTPM can be opened"
             ) from None
 
-    def pin(self) -> Slot:
-        """Salt all sessions to the SRK that the file names; UnsealError if this TPM has another one."""
-        slot = self.read()
+    def pin(self, slot: Slot | None = None) -> Slot:
+        """Salt all sessions to the SRK that the file (or ``slot``) names; UnsealError if this TPM has another one."""
+        slot = slot or self.read()
         try:
             self._connection.pin(slot.srk)
         except HardwareTpmError as error:
@@ -101,12 +114,14 @@ class Keyslot:
         sealing.cap(self._connection)
         return root
 
-    def unseal(self, approvals: Sequence[Approval], complaints: Sequence[str] = ()) -> RootKey:
-        """The root key, by the newest approval that fits what has booted.
+    def unseal(
+        self, approvals: Sequence[Approval], complaints: Sequence[str] = (), slot: Slot | None = None
+    ) -> RootKey:
+        """The root key in the file (or in ``slot``), by the newest approval that fits what has booted.
 
         UnsealError says why none does; ``complaints``: about files that are no approvals, for its text.
         """
-        slot = self.pin()
+        slot = self.pin(slot)
         values = sealing.read_pcrs(self._connection)
         fitting = [each for each in approvals if dict(each.pcrs) == values]
         refused = list(complaints)

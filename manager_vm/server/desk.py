@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from manager_vm.errors import ConfigError, RemoteProtocolError, TrustError
+from manager_vm.errors import ConfigError, RemoteProtocolError, StateError, TrustError
 from manager_vm.keys.approvals import Images
 from manager_vm.keys.enrolment import Enrolment
-from manager_vm.server import groups, provision
+from manager_vm.server import groups, provision, recovery
 from manager_vm.server.certify import Certifier
 from manager_vm.server.journal import Journal
 from manager_vm.server.verbs import ADMIN, Verbs
@@ -185,6 +185,25 @@ class Desk:
         """What vouches for an AK of a vTPM."""
         return self._certifier.certify(args)
 
+    def recovery(self, args: dict[str, Any]) -> dict[str, Any]:
+        """To whom keys are wrapped, what was recovered."""
+        return recovery.told(self._manifest.contents)
+
+    def recovery_set(self, args: dict[str, Any]) -> dict[str, Any]:
+        """Wrap keys to whom the authority's statement names."""
+        statement = _statement(args)
+        self._manifest.commit(lambda contents: recovery.set_recipient(contents, statement))
+        return self.recovery({})
+
+    def recovery_off(self, args: dict[str, Any]) -> dict[str, Any]:
+        """Wrap keys to nobody any more."""
+        self._manifest.commit(recovery.switch_off)
+        return self.recovery({})
+
+    def recover(self, args: dict[str, Any]) -> None:
+        """Only for a manager that cannot unseal: StateError."""
+        raise StateError("this manager has its root key from its own hardware TPM: there is nothing to recover")
+
     def audit(self, args: dict[str, Any]) -> dict[str, Any]:
         """Lines of the audit log behind number ``after`` (negative: from the end); how far it goes and is anchored."""
         after, audit = args.get("after", 0), self._journal.audit
@@ -227,6 +246,11 @@ OWN: dict[str, Callable[[Desk, dict[str, Any]], Any]] = {
     "approvals": Desk.approvals,
     "audit": Desk.audit,
     "certify": Desk.certify,
+    "recovery": Desk.recovery,
+    "recovery_set": Desk.recovery_set,
+    "recovery_off": Desk.recovery_off,
+    "recover_offer": Desk.recover,
+    "recover": Desk.recover,
     "platform_show": Desk.platform_show,
     "platform_evidence": Desk.platform_evidence,
     "platform_activate": Desk.platform_activate,

@@ -12,15 +12,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from manager_vm import crypto
-from manager_vm.errors import StoreError, VtpmManagerError
+from manager_vm.errors import IntegrityError, StoreError, VtpmManagerError
 from manager_vm.protocol.limit import Limit
 from manager_vm.store import events
 from manager_vm.store.audit import AuditLog
 from manager_vm.store.manifest import Manifest
-from manager_vm.store.records import Contents
+from manager_vm.store.records import AuditHead, Contents
 from manager_vm.trust.operator import Operator
 
 log = logging.getLogger(__name__)
@@ -28,6 +29,16 @@ log = logging.getLogger(__name__)
 _BEHIND = 256  # entries that may wait for the next commit
 _MAX_TEXT = 300
 _REFUSED = (20, 60.0)  # refused requests that are noted: so many at once, then one each so many seconds
+
+
+def open_log(directory: Path, anchored: AuditHead, warnings: list[str]) -> AuditLog:
+    """The audit log; one that is not what was anchored is put aside, reported, and begun anew behind the anchor."""
+    try:
+        return AuditLog.open(directory, anchored)
+    except (IntegrityError, StoreError) as error:
+        log.error("AUDIT LOG BROKEN: %s", error)
+        warnings.append(f"{error}; what is left is in {directory}/audit.broken.1, a new chain says so")
+        return AuditLog.restart(directory, anchored, str(error))
 
 
 class Journal:

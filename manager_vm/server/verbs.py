@@ -15,6 +15,7 @@ from typing import Any
 
 from manager_vm.config import Config
 from manager_vm.errors import ConfigError, RemoteProtocolError, UnknownVtpmError, VtpmManagerError
+from manager_vm.server import recovery
 from manager_vm.server.attestor import Attestor
 from manager_vm.server.wiring import Wiring
 from manager_vm.store import atomic
@@ -68,6 +69,7 @@ class Verbs:
         """Version, start time (s since 1970), how many vTPMs in which state, memory in KiB, warnings.
 
         ``manager``: the id that signed requests name. ``authority``: id of the key that enrols operators, or "".
+        ``recovered``: the recoveries of this manager.
         """
         contents = self._manifest.contents
         states = Counter(str(vtpm.state) for vtpm in self._registry.all())
@@ -79,6 +81,7 @@ class Verbs:
             "vtpms": dict(states),
             "memory_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
             "warnings": self._warnings,
+            "recovered": [recovery.marked(each) for each in contents.recovered],
         }
 
     def list(self, args: dict[str, Any]) -> list[dict[str, Any]]:
@@ -195,6 +198,7 @@ class Verbs:
             "uid": record.uid,
             "pid": run.pid if run is not None else None,
             "released": record.released,
+            "recovered": [recovery.marked(each) for each in record.recovered],
             "ek_names": {kind: name.hex() for kind, name in record.ek_names.items()},
         }
 

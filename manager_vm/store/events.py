@@ -25,6 +25,8 @@ def between(old: Contents, new: Contents) -> list[Event]:
 
 def _trust(old: Contents, new: Contents) -> Iterator[Event]:
     yield from _operators(old.operators, new.operators, {})
+    if new.recovery != old.recovery:
+        yield "recovery recipient", {"statement": crypto.digest(new.recovery.statement).hex(), "off": new.recovery.off}
     if new.identity is not None and new.identity != old.identity:
         yield from _identity(old.identity or Identity(b""), new.identity)
     if old.groups is new.groups:

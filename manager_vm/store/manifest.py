@@ -19,15 +19,12 @@ from typing import NoReturn, Protocol
 
 from manager_vm import crypto
 from manager_vm.crypto import Key
-from manager_vm.errors import IntegrityError, RollbackError, StoreError, VtpmManagerError
-from manager_vm.store import atomic, records
+from manager_vm.errors import RollbackError, StoreError, VtpmManagerError
+from manager_vm.store import atomic, sealed
 from manager_vm.store.records import Contents
 
 log = logging.getLogger(__name__)
 
-MAGIC = b"VTPMMAN1"
-_LENGTH_SIZE = 4  # bytes, big-endian, length of the open part
-_LABEL = "vtpm-manager store key"
 MAX_SIZE = 64 << 20  # bytes; a vTPM takes about 4 kB
 
 Change = Callable[[Contents], Contents]
@@ -92,7 +89,8 @@ class Manifest:
         """Find, verify and open the one true manifest; RollbackError if neither copy is the anchored one."""
         digest, secret = anchor.read()
         true_file = _find(directory, digest)
-        contents = _open(atomic.read_file(true_file, MAX_SIZE) or b"", root, secret)
+        data = atomic.read_file(true_file, MAX_SIZE) or b""
+        contents = sealed.open_with(data, sealed.store_key(root, secret))
         if true_file.name == "manifest.pending":
             with atomic.store_errors(f"finish the last commit in {directory}"):
                 os.rename(true_file, directory / "manifest")
@@ -155,7 +153,7 @@ class Manifest:
 
     def _write(self, contents: Contents) -> None:
         secret = Key.random()
-        data = _seal(contents, self._root, secret)
+        data = sealed.seal(contents, self._root, secret)
         digest, pending = crypto.digest(data), self._directory / "manifest.pending"
         self._rename_pending()
         self.reached(Step.SEALED)
@@ -224,20 +222,3 @@ def _find(directory: Path, digest: bytes) -> Path:
         f"the manifest in {directory} is not the anchored one: it is older, or was changed; "
         "restore the newest state disk"
     )
-
-
-def _seal(contents: Contents, root: Key, secret: Key) -> bytes:
-    opened = records.pack_open(contents)
-    head = MAGIC + len(opened).to_bytes(_LENGTH_SIZE, "big") + opened
-    store_key = crypto.derive(root, _LABEL, secret.reveal())
-    return head + crypto.seal(store_key, records.pack_secret(contents), head)
-
-
-def _open(data: bytes, root: Key, secret: Key) -> Contents:
-    start = len(MAGIC) + _LENGTH_SIZE
-    if data[: len(MAGIC)] != MAGIC or len(data) < start:
-        raise IntegrityError("the manifest is of another format; run the version that wrote it")
-    end = start + int.from_bytes(data[len(MAGIC) : start], "big")
-    store_key = crypto.derive(root, _LABEL, secret.reveal())
-    secret_part = crypto.unseal(store_key, data[end:], data[:end], "the manifest's key table")
-    return records.unpack(data[start:end], secret_part)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import astuple, dataclass, field, fields, replace
 from typing import Any
 
 import msgpack
@@ -11,6 +11,7 @@ from manager_vm import crypto
 from manager_vm.crypto import Key
 from manager_vm.errors import ConfigError, IntegrityError
 from manager_vm.protocol.lifecycle import State
+from manager_vm.store.marks import Recovered, Recovery, RevokedPlatform
 from manager_vm.trust.group import DEFAULT
 
 MAX_REASON = 500
@@ -25,7 +26,7 @@ class VtpmRecord:
     resumes by itself when it starts. ``ek_names``: TPM names of the EKs by key kind, recorded at manufacture.
     ``group``: who operates it; it never changes.
     ``before``: of a quarantined one, its state before. ``released``: when, and at what loss, it was led out of
-    quarantine; kept for ever.
+    quarantine; kept for ever. ``recovered``: recoveries that it went through, kept for ever.
     """
 
     uuid: str
@@ -45,6 +46,7 @@ class VtpmRecord:
     group: str = DEFAULT
     before: str = ""
     released: str = ""
+    recovered: tuple[Recovered, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +112,7 @@ class Contents:
     authority's newest statement about each operator's key, by key id (``trust/roster``). ``owner``: the Name of the
     SRK of the hardware TPM that holds the anchor. ``groups``: those of tenants, by name; vTPMs made without one are in
     the default group, whose CA and operators are the manager's own. ``identity``: None until evidence was asked
-    for.
+    for. ``recovered``: the recoveries of this manager, for ever.
     """
 
     serial: int
@@ -124,6 +126,9 @@ class Contents:
     owner: bytes = b""
     groups: dict[str, Group] = field(default_factory=dict)
     identity: Identity | None = None
+    recovery: Recovery = field(default_factory=Recovery)
+    recovered: tuple[Recovered, ...] = ()
+    revoked_platforms: tuple[RevokedPlatform, ...] = ()
 
     @property
     def manager(self) -> str:
@@ -156,8 +161,8 @@ class Contents:
         )
 
 
-def pack_open(contents: Contents) -> bytes:
-    """What may be read by anybody who has the disk: records and certificates, no key."""
+def pack_open(contents: Contents, stanza: bytes = b"") -> bytes:
+    """What may be read by anybody who has the disk: records and certificates, no key but what ``stanza`` wraps."""
     records = [{f.name: getattr(record, f.name) for f in fields(record)} for record in contents.vtpms.values()]
     trust = {
         "authority": contents.authority,
@@ -166,8 +171,12 @@ def pack_open(contents: Contents) -> bytes:
         "owner": contents.owner,
         "groups": {name: [x.statement, x.ca_certificate, x.operators] for name, x in contents.groups.items()},
         "identity": [found.ak, found.statement, found.authority] if (found := contents.identity) else None,
+        "recovery": [contents.recovery.statement, contents.recovery.off, stanza],
+        "recovered": contents.recovered,
+        "revoked_platforms": contents.revoked_platforms,
     }
-    return bytes(msgpack.packb({"serial": contents.serial, "ca": contents.ca_certificate, "vtpms": records, **trust}))
+    opened = {"serial": contents.serial, "ca": contents.ca_certificate, "vtpms": records, **trust}
+    return bytes(msgpack.packb(opened, default=astuple))
 
 
 def pack_secret(contents: Contents) -> bytes:
@@ -188,7 +197,7 @@ def unpack(open_part: bytes, secret_part: bytes) -> Contents:
     try:
         opened: dict[str, Any] = msgpack.unpackb(open_part)
         secret: dict[str, Any] = msgpack.unpackb(secret_part)
-        records = [VtpmRecord(**{**item, "state": State(item["state"])}) for item in opened["vtpms"]]
+        records = [_unpack_record(item) for item in opened["vtpms"]]
         keys = {uuid: VtpmKeys(Key(blob), Key(run) if run else None) for uuid, (blob, run) in secret["vtpms"].items()}
         vtpms = {record.uuid: record for record in records}
         contents = Contents(opened["serial"], opened["ca"], secret["ca"], vtpms, keys)
@@ -215,7 +224,30 @@ def _unpack_trust(opened: dict[str, Any]) -> dict[str, Any]:
         "operators": opened["operators"],
         "audit": AuditHead(*opened["audit"]),
         "owner": opened["owner"],
+        "recovery": Recovery(*opened["recovery"][:2]),
+        "recovered": _unpack_marks(opened["recovered"]),
+        "revoked_platforms": tuple(RevokedPlatform(*each) for each in opened["revoked_platforms"]),
     }
+
+
+def unpack_outside(open_part: bytes) -> tuple[int, str, bytes, bytes, bytes]:
+    """(serial, manager, owner, recovery statement, stanza) of what may be anything; IntegrityError if it is none."""
+    try:
+        opened = msgpack.unpackb(open_part)
+        match opened["serial"], opened["ca"], opened["owner"], opened["recovery"]:
+            case int(serial), bytes(ca), bytes(owner), [bytes(statement), bool(off), bytes(stanza)]:
+                return serial, crypto.digest(ca).hex(), owner, b"" if off else statement, stanza
+    except (ValueError, KeyError, TypeError, msgpack.UnpackException):
+        pass
+    raise IntegrityError("the manifest is of another format; run the version that wrote it")
+
+
+def _unpack_record(item: dict[str, Any]) -> VtpmRecord:
+    return VtpmRecord(**{**item, "state": State(item["state"]), "recovered": _unpack_marks(item["recovered"])})
+
+
+def _unpack_marks(marks: list[list[Any]]) -> tuple[Recovered, ...]:
+    return tuple(Recovered(*each) for each in marks)
 
 
 def _signing_keys(contents: Contents) -> tuple[SigningKey, ...]:

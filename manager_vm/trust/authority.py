@@ -2,6 +2,7 @@
 
     authority.key   PKCS #8, PEM, mode 0600        authority.pub            for every manager, verifier, operator
     authority.pem          its X.509 certificate   platforms, challenges, enrolments: see ``register``
+    recovery/N.json        see ``recovery_register``
     approvals/N.json       N = the approval's bit  revocations/N.json       in the order in which they were made
     operators/NAME.json    who is enrolled         removals/KEY-ID.json     and beside it KEY-ID.enrolment.json
     groups/NAME.json       tenants' groups
@@ -31,7 +32,8 @@ from manager_vm.trust.signing import SigningKey, VerifyKey
 _KEY, _PUBLIC, _CERTIFICATE = "authority.key", "authority.pub", "authority.pem"
 _APPROVALS, _REVOCATIONS, _OPERATORS, _REMOVALS = "approvals", "revocations", "operators", "removals"
 GROUPS, PLATFORMS, CHALLENGES, ENROLMENTS = "groups", "platforms", "challenges", "enrolments"
-_FOLDERS = (_APPROVALS, _REVOCATIONS, _OPERATORS, _REMOVALS, GROUPS, PLATFORMS, CHALLENGES, ENROLMENTS)
+RECOVERY = "recovery"
+_FOLDERS = (_APPROVALS, _REVOCATIONS, _OPERATORS, _REMOVALS, GROUPS, PLATFORMS, CHALLENGES, ENROLMENTS, RECOVERY)
 _Said = TypeVar("_Said")
 
 
@@ -104,7 +106,7 @@ class AuthorityDirectory:
         wanted = {*numbers, *range(below)}
         statement = approval.revoke(sum(1 << number for number in wanted), reason, self.key)
         with self.locked():
-            sequence = max(_numbered(self.path / _REVOCATIONS), default=-1) + 1
+            sequence = max(numbered(self.path / _REVOCATIONS), default=-1) + 1
             path = self.path / _REVOCATIONS / f"{sequence}.json"
             create(path, statement)
         return path
@@ -142,13 +144,13 @@ class AuthorityDirectory:
 
     def approved(self) -> set[int]:
         """Numbers of all approvals that were made."""
-        return _numbered(self.path / _APPROVALS)
+        return numbered(self.path / _APPROVALS)
 
     def revoked(self) -> set[int]:
         """Numbers of all approvals that were revoked, made or not."""
         folder = self.path / _REVOCATIONS
         bits = 0
-        for number in _numbered(folder):
+        for number in numbered(folder):
             bits |= self.said(folder / f"{number}.json", approval.verify_revocation)
         return set(approval.numbers(bits))
 
@@ -232,7 +234,8 @@ def _listed(numbers: Iterable[int]) -> str:
     return ", ".join(map(str, numbers))
 
 
-def _numbered(folder: Path) -> set[int]:
+def numbered(folder: Path) -> set[int]:
+    """The numbers that statements of this folder are called by."""
     with config_errors(f"read {folder}"):
         stems = [path.stem for path in folder.iterdir() if path.suffix == ".json"]
     return {int(stem) for stem in stems if stem.isascii() and stem.isdigit() and len(stem) < 10}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable
@@ -50,6 +51,11 @@ def verify(kind: str, data: bytes, keys: Iterable[VerifyKey]) -> tuple[dict[str,
 def peek(kind: str, data: bytes) -> dict[str, Any]:
     """The body of a statement that nobody has verified: to be shown, never to be acted on."""
     return json_object(_open(kind, data)[0], kind)
+
+
+def digest(kind: str, data: bytes) -> bytes:
+    """SHA-256 of the payload: it names a statement, whatever its signatures look like."""
+    return hashlib.sha256(_open(kind, data)[0]).digest()
 
 
 def kind_of(data: bytes) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
+from typing import NoReturn
 
 from manager_vm.errors import ConfigError, EvidenceError
 from manager_vm.trust.operator import Operator, Role
@@ -55,6 +56,11 @@ RULES: dict[str, Rule] = {
     ),  # it costs the hardware TPM's time, and says what is on this host
     "challenge": _ANYBODY,
     "provision": Rule(frozenset(), signed=False),  # by whoever comes first, once
+    "recover_offer": Rule(frozenset(), signed=False, changes=False),  # both: the authority's order decides
+    "recover": Rule(frozenset(), signed=False),
+    "recovery": _ANYBODY,
+    "recovery_set": _ADMINS,
+    "recovery_off": _ADMINS,
     "create": Rule(_WORKERS, about=About.GROUP),
     "start": _OPERATORS,
     "stop": Rule(_WORKERS, about=About.VTPM, platform=_ADMIN),
@@ -101,7 +107,12 @@ def demand_unsigned(verb: str, *, provisioned: bool) -> None:
 def demand_provisioned(verb: str, *, provisioned: bool) -> None:
     """ConfigError before the manager knows an authority: then nobody can be asked who may change anything."""
     if not provisioned:
-        raise ConfigError(f"this manager has no authority yet, so nobody may ask it to {verb!r}: provision first")
+        refuse_before_provisioning(verb)
+
+
+def refuse_before_provisioning(verb: str) -> NoReturn:
+    """ConfigError."""
+    raise ConfigError(f"this manager has no authority yet, so nobody may ask it to {verb!r}: provision first")
 
 
 def about(verb: str) -> About:

@@ -1,4 +1,4 @@
-"""Signature keys of people and authorities: ECDSA over P-256 with SHA-256, which every TPM verifies too.
+"""Keys of people and authorities on P-256: signatures (ECDSA with SHA-256, which every TPM verifies too), and ECDH.
 
 A key's id is SHA-256 over its SubjectPublicKeyInfo (DER), in hex. Files are PEM (PKCS #8, SubjectPublicKeyInfo).
 """
@@ -14,9 +14,11 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, utils
 
+from manager_vm.crypto import Key
 from manager_vm.errors import ConfigError, EvidenceError
 
 COORDINATE_SIZE = 32  # bytes of r, s, x, y on P-256
+POINT_SIZE = 65  # bytes of an uncompressed point
 _MAX_FILE = 1 << 16
 _HASH = ec.ECDSA(hashes.SHA256())
 
@@ -59,6 +61,21 @@ class VerifyKey:
     def key(self) -> ec.EllipticCurvePublicKey:
         """For certificates."""
         return self._key
+
+    @classmethod
+    def from_point(cls, point: bytes) -> VerifyKey:
+        """From an uncompressed point; EvidenceError for anything that is none of P-256."""
+        try:
+            if len(point) != POINT_SIZE:
+                raise ValueError(f"it has {len(point)} bytes")
+            return cls(ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), point))
+        except ValueError as error:
+            raise EvidenceError(f"this is no point of P-256 ({error})") from None
+
+    @property
+    def uncompressed(self) -> bytes:
+        """The public point, 65 bytes (SEC 1, 2.3.3)."""
+        return b"\x04" + b"".join(self.point)
 
     @property
     def pem(self) -> bytes:
@@ -120,6 +137,10 @@ class SigningKey:
         """r || s over SHA-256 of ``message``, 64 bytes."""
         r, s = utils.decode_dss_signature(self._key.sign(message, _HASH))
         return r.to_bytes(COORDINATE_SIZE) + s.to_bytes(COORDINATE_SIZE)
+
+    def agree(self, other: VerifyKey) -> Key:
+        """ECDH: the x coordinate that both ends come to. To be derived from (``ecies``), never used as it is."""
+        return Key(self._key.exchange(ec.ECDH(), other._key))
 
     def sign_certificate(self, builder: x509.CertificateBuilder) -> x509.Certificate:
         """An X.509 certificate, ECDSA with SHA-256."""

@@ -15,7 +15,7 @@ from manager_vm.keys.anchor import NvAnchor
 from manager_vm.keys.hwtpm import auths
 from manager_vm.keys.hwtpm.connection import Connection
 from manager_vm.keys.keyslot import Keyslot
-from manager_vm.store import manifest
+from manager_vm.store import sealed
 from manager_vm.vtpm.standin import Standin
 from tests.integration.conftest import Make
 from tests.integration.harness import Manager
@@ -67,7 +67,8 @@ def test_an_older_copy_of_the_disk_cannot_be_decrypted_with_everything_else_as_i
     manager.ctl("destroy", "a", "--yes")
     manager.stop()
     with opened(manager) as (root, erase):
-        newest = manifest._open((manager.state / "manifest").read_bytes(), root, erase)
+        store = sealed.store_key(root, erase)
+        newest = sealed.open_with((manager.state / "manifest").read_bytes(), store)
         assert newest.vtpms == {}
         with pytest.raises(IntegrityError, match="the manifest's key table fails its authentication"):
-            manifest._open(older, root, erase)
+            sealed.open_with(older, store)

@@ -210,8 +210,10 @@ OTHERS = {
     "approve",
     "revoke",
     "audit",
+    "recover_offer",
+    "recover",
 }  # see the tests about them
-STEPS = {"quote", "platform_evidence", "platform_activate", "platform_install"}
+STEPS = {"quote", "recovery_set", "platform_evidence", "platform_activate", "platform_install"}
 SERVED = {*verbs.ADMIN, *desk.OWN, *reception.SERVED}
 REQUESTS: list[tuple[str, Path, str, dict[str, Any]]] = [
     ("status", ADMIN, "status", {}),
@@ -232,6 +234,8 @@ REQUESTS: list[tuple[str, Path, str, dict[str, Any]]] = [
     ("release web --discard-run --yes", ADMIN, "release", {"name": "web", "discard": "run"}),
     ("release web --discard-state --yes", ADMIN, "release", {"name": "web", "discard": "state"}),
     ("operator list", ADMIN, "operators", {}),
+    ("recovery show", ADMIN, "recovery", {}),
+    ("recovery off", ADMIN, "recovery_off", {}),
     ("approvals", ADMIN, "approvals", {}),
     ("platform show", ADMIN, "platform_show", {}),
     ("attach web", HOST, "attach", {"name": "web", "channel": None, "boot": None}),
@@ -341,6 +345,18 @@ def test_a_statement_goes_to_the_manager_as_it_is(manager: FakeManager, tmp_path
     assert main.main(["provision", public, str(statement), "--approval", str(statement)]) == 0
     order = {"authority": authority.public.der, "operators": [b"{}"], "approvals": [b"{}"]}
     assert manager.asked == [(ADMIN, "provision", order)]
+    manager.asked.clear()
+    assert (
+        main.main(["provision", public, str(statement), "--approval", str(statement), "--recovery", str(statement)])
+        == 0
+    )
+    assert manager.asked == [(ADMIN, "provision", {**order, "recovery": b"{}"})]
+    manager.asked.clear()
+    manager.answer = {}
+    assert main.main(["recovery", "set", str(statement)]) == 0
+    assert manager.asked == [(ADMIN, "recovery_set", {"statement": b"{}"})]
+    for line in (["recovery", "set"], ["recovery", "off", str(statement)], ["recovery", "show", str(statement)]):
+        assert main.main(line) == ConfigError.exit_code
     assert main.main(["operator", "add", str(tmp_path / "none")]) == ConfigError.exit_code
 
 

@@ -23,11 +23,21 @@ _SET_BITS = {"owner": 1, "endorsement": 2, "lockout": 4}  # TPMA_PERMANENT (Part
 
 def demand_unowned(connection: Connection) -> None:
     """HardwareTpmError if somebody has set an authorization of this TPM already."""
-    if _permanent(connection) & sum(_SET_BITS.values()):
+    if is_owned(connection):
         raise HardwareTpmError(
             "this hardware TPM belongs to another manager (its authorizations are set): use the state disk that "
             "belongs to it, or clear the TPM (TPM2_Clear) to start anew"
         )
+
+
+def is_owned(connection: Connection) -> bool:
+    """Whether somebody has set an authorization of this TPM already."""
+    return bool(_permanent(connection) & sum(_SET_BITS.values()))
+
+
+def future_srk(connection: Connection) -> bytes:
+    """Name of the SRK that this TPM has, or would have if it were made: it follows from the owner's seed."""
+    return srk_name(connection) or connection.request("compute the SRK", lambda tpm: _make_srk(tpm, keep=False))
 
 
 def find_or_make_srk(connection: Connection) -> bytes:
@@ -58,14 +68,15 @@ def _permanent(connection: Connection) -> int:
     return connection.request("ask which authorizations are set", ask)
 
 
-def _make_srk(tpm: ESAPI) -> bytes:
+def _make_srk(tpm: ESAPI, *, keep: bool = True) -> bytes:
     from tpm2_pytss import TPM2B_PUBLIC
     from tpm2_pytss.constants import ESYS_TR, TPMA_OBJECT
 
     template = TPM2B_PUBLIC.parse(SRK_TEMPLATE, objectAttributes=TPMA_OBJECT.parse(SRK_ATTRIBUTES))
     handle, public, _, _, _ = tpm.create_primary(None, template, ESYS_TR.OWNER)
     with flushed(tpm, handle):
-        tpm.tr_close(tpm.evict_control(ESYS_TR.OWNER, handle, SRK_HANDLE))
+        if keep:
+            tpm.tr_close(tpm.evict_control(ESYS_TR.OWNER, handle, SRK_HANDLE))
     return policy.name(public.publicArea.marshal())
 
 
