@@ -44,8 +44,8 @@ def enroll(args: Args) -> tuple[dict[str, Any], int]:
     """``authority enroll`` of a platform: from evidence to a challenge, from its answer to the enrolment."""
     if args.out is None:
         raise ConfigError("name with --out the file for the manager")
-    if args.answer is not None and (args.evidence is not None or args.vendor_ca is not None):
-        raise ConfigError("--evidence and --vendor-ca belong to --platform; the answer to a challenge is enough")
+    if args.answer is not None and any(each is not None for each in (args.evidence, args.vendor_ca, args.level)):
+        raise ConfigError("--evidence, --vendor-ca and --level belong to --platform; for an answer the rest is known")
     register = Register(AuthorityDirectory.open(args.directory))
     if args.answer is not None:
         made, keys, issued = register.enrol(read(args.answer))
@@ -55,7 +55,7 @@ def enroll(args: Args) -> tuple[dict[str, Any], int]:
     if args.evidence is None or args.vendor_ca is None:
         raise ConfigError("--platform needs the platform's --evidence, and --vendor-ca: who has made its TPM")
     vendors = [each for path in args.vendor_ca for each in evidence.load_vendors(path)]
-    found, challenge = register.challenge(args.platform, read(args.evidence), vendors)
+    found, challenge = register.challenge(args.platform, read(args.evidence), vendors, args.level or 0)
     replace(args.out, challenge)
     told = {"platform": args.platform, "ek": found.kind, "ek_certificate": found.ek_digest.hex()}
     return {"file": str(args.out), **told, "ak": found.ak.name.hex()}, 0
@@ -79,6 +79,8 @@ def add_enrolment(enroll: argparse.ArgumentParser, whom: Any) -> None:
     enroll.add_argument("--evidence", type=Path, metavar="FILE", help="of 'platform evidence', for --platform")
     text = "certificates (PEM) of who has made its TPM, for --platform"
     enroll.add_argument("--vendor-ca", type=Path, action="append", metavar="FILE", help=text)
+    text = "how far it is trusted, 0 to 255, for --platform (default: 0): no vTPM moves to a lower level"
+    enroll.add_argument("--level", type=int, metavar="N", help=text)
     enroll.add_argument("--out", type=Path, metavar="FILE", help="the challenge, or with --answer the enrolment")
 
 

@@ -159,18 +159,19 @@ def _made(
     quote: VtpmQuote | None,
     binding: bytes,
 ) -> bytes:
-    statement = voucher.statement()
-    signature = voucher.sign(subject.uuid, binding)  # first: it gives the vTPM an SK where it has none
+    voucher.statement()  # first: nothing is signed for a platform that is not enrolled
+    signature = voucher.sign(subject.uuid, binding)  # it gives the vTPM an SK where it has none
     said = bundle.Voucher(signature, tuple(voucher.chain(subject.uuid)))
-    host = _host(voucher, statement, binding)
+    host = host_evidence(voucher, binding)
     made = bundle.pack(Bundle(kind, nonce, vtpm, quote, said, host))
     if len(made) > MAX_EVIDENCE:
         raise NoEvidenceError(f"the evidence would have {len(made)} bytes", Refusal.HARDWARE)
     return made
 
 
-def _host(voucher: Voucher, statement: bytes, binding: bytes) -> Host:
-    values = voucher.pcrs()
+def host_evidence(voucher: Voucher, binding: bytes) -> Host:
+    """What the hardware TPM and the authority say of this platform, over ``binding`` (32 bytes)."""
+    statement, values = voucher.statement(), voucher.pcrs()
     approval, log = voucher.approval(values), voucher.event_log()
     signed = voucher.quote(bundle.host_binding(binding, statement, approval, log))
     return Host(statement, approval, log, signed.attested, signed.signature, values)

@@ -117,10 +117,30 @@ def pack(bundle: Bundle) -> bytes:
         "vtpm": vtpm,
         "voucher": {"signature": _encode(bundle.voucher.signature), "chain": chain},
     }
-    if (host := bundle.host) is not None:
-        fields = {name: _encode(getattr(host, name)) for name in ("statement", "approval", "log", "quote", "signature")}
-        told["platform"] = {**fields, "pcrs": _pack_pcrs(host.pcrs)}
+    if bundle.host is not None:
+        told["platform"] = _pack_host(bundle.host)
     return json.dumps(told, indent=1).encode() + b"\n"
+
+
+def pack_host(host: Host) -> bytes:
+    """The platform's part alone, for a peer that knows what it is about."""
+    return json.dumps(_pack_host(host)).encode()
+
+
+def parse_host(data: bytes) -> Host:
+    """The inverse; EvidenceError for anything else."""
+    told = _load(data)
+    if told.keys() != _HOST_FIELDS:
+        raise EvidenceError("this is no evidence of a platform: it has not the fields that one has")
+    try:
+        return _host(told)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise EvidenceError(f"this evidence has a field that cannot be read ({error})") from None
+
+
+def _pack_host(host: Host) -> dict[str, Any]:
+    fields = {name: _encode(getattr(host, name)) for name in ("statement", "approval", "log", "quote", "signature")}
+    return {**fields, "pcrs": _pack_pcrs(host.pcrs)}
 
 
 def parse(data: bytes) -> Bundle:

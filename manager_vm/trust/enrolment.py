@@ -62,6 +62,7 @@ class Pending:
     ek: bytes
     nonce: bytes
     secret_digest: bytes
+    level: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,17 +171,19 @@ def is_id(value: object) -> TypeGuard[str]:
 def pack_pending(pending: Pending) -> bytes:
     """As the authority's directory keeps it."""
     parts = {"ak": pending.ak, "ek": pending.ek, "nonce": pending.nonce, "secret_digest": pending.secret_digest}
-    return json.dumps({"platform": pending.name, **{key: value.hex() for key, value in parts.items()}}).encode()
+    named = {"platform": pending.name, "level": pending.level}
+    return json.dumps({**named, **{key: value.hex() for key, value in parts.items()}}).encode()
 
 
 def unpack_pending(data: bytes) -> Pending:
     """The inverse; EvidenceError for anything else."""
     what = "pending challenge"
     body = envelope.json_object(data, what)
-    name = body.get("platform")
-    if not operator.is_name(name):
+    name, level = body.get("platform"), body.get("level")
+    if not operator.is_name(name) or type(level) is not int:
         raise EvidenceError("this pending challenge names no platform; restore the authority's directory from its copy")
-    return Pending(name, *(hex_field(body, part, what) for part in ("ak", "ek", "nonce", "secret_digest")))
+    parts = {part: hex_field(body, part, what) for part in ("ak", "ek", "nonce", "secret_digest")}
+    return Pending(name, **parts, level=level)
 
 
 def _certified(fields: dict[str, bytes]) -> CertifiedKey:

@@ -67,7 +67,7 @@ def verify(data: bytes, demand: Demand) -> Iterator[str]:
         binding = bundle.linked_binding(ek[0].name, ak.name, found.quote.quote, found.nonce)
     yield _voucher(found, binding, demand)
     if found.host is not None:
-        yield from _host(found.host, binding, demand)
+        yield from host_steps(found.host, binding, demand.authority, demand.expected)
 
 
 def check_ak(area: bytes) -> Public:
@@ -163,8 +163,11 @@ def _voucher(found: Bundle, binding: bytes, demand: Demand) -> str:
     return f"voucher: an SK that the authority certified says that {what}"
 
 
-def _host(host: Host, binding: bytes, demand: Demand) -> Iterator[str]:
-    enrolled = platform.verify(host.statement, demand.authority)
+def host_steps(
+    host: Host, binding: bytes, authority: VerifyKey, expected: Mapping[int, bytes] | None = None
+) -> Iterator[str]:
+    """What the platform's part of a bundle proves of ``binding``, a line each; EvidenceError for what is not."""
+    enrolled = platform.verify(host.statement, authority)
     yield f"platform: the authority has enrolled {enrolled.name!r} with this AK"
     expected_data = bundle.host_binding(binding, host.statement, host.approval, host.log)
     try:
@@ -181,7 +184,7 @@ def _host(host: Host, binding: bytes, demand: Demand) -> Iterator[str]:
         raise EvidenceError("the platform's PCR 12 or 13 is not zero: something was added to the image from outside")
     yield "platform PCRs: as quoted; 12 and 13 are zero, nothing was added to the image from outside"
     yield _log(host)
-    yield from _image(host, demand)
+    yield from _image(host, authority, expected)
 
 
 def _log(host: Host) -> str:
@@ -196,15 +199,15 @@ def _log(host: Host) -> str:
     return f"platform event log: its {len(events)} events, the phases of the boot and the cap lead to these PCRs"
 
 
-def _image(host: Host, demand: Demand) -> Iterator[str]:
+def _image(host: Host, authority: VerifyKey, expected: Mapping[int, bytes] | None) -> Iterator[str]:
     if host.approval:
-        approved = approval.verify(host.approval, demand.authority)
+        approved = approval.verify(host.approval, authority)
         _demand_image(host, approved.pcrs, f"the image that the authority approved (number {approved.number})")
         yield f"image: the authority approved it (number {approved.number}, {approved.image!r}); its manager serves"
-    elif demand.expected is None:
+    elif expected is None:
         raise EvidenceError("no approval of this image is in the bundle; name its PCR values (--expect)")
-    if demand.expected is not None:
-        _demand_image(host, demand.expected, "the expected image")
+    if expected is not None:
+        _demand_image(host, expected, "the expected image")
         yield "image: its PCRs are the expected ones; its manager serves"
 
 

@@ -19,6 +19,7 @@ from manager_vm.trust.tpm_constants import Alg, Attributes
 from manager_vm.trust.tpm_structures import Public
 
 PLATFORM = "platform"
+MAX_LEVEL = 255
 _DIGEST_SIZE = 32  # bytes, SHA-256
 _SIGNING = Attributes.FIXED_TPM | Attributes.FIXED_PARENT | Attributes.SENSITIVE_DATA_ORIGIN | Attributes.SIGN_ENCRYPT
 _EITHER = Attributes.USER_WITH_AUTH | Attributes.NO_DA  # how its own manager uses it
@@ -26,32 +27,39 @@ _EITHER = Attributes.USER_WITH_AUTH | Attributes.NO_DA  # how its own manager us
 
 @dataclass(frozen=True, slots=True)
 class Platform:
-    """Made by ``verify`` only. ``ek``: SHA-256 of the EK's certificate (DER). ``serial`` grows with each enrolment."""
+    """Made by ``verify`` only. ``ek``: SHA-256 of the EK's certificate (DER). ``serial`` grows with each enrolment.
+
+    ``level``: how far the authority trusts it, 0 to 255: no vTPM moves from a platform to one with a lower level.
+    """
 
     name: str
     ak: Public
     ek: bytes
     serial: int
+    level: int = 0
 
 
-def enrol(name: str, ak: Public, ek: bytes, serial: int, authority: SigningKey) -> bytes:
-    """A signed enrolment; ConfigError for a name that no statement can carry. Who calls has verified the rest."""
+def enrol(name: str, ak: Public, ek: bytes, serial: int, authority: SigningKey, *, level: int = 0) -> bytes:
+    """A signed enrolment; ConfigError for a name or level that no statement can carry. The rest is verified already."""
     if not operator.is_name(name):
         raise ConfigError(f"{name[:80]!r} is no platform's name: use 1 to 63 letters, digits, '.', '_' or '-'")
-    body = {"name": name, "ak": ak.area.hex(), "ek": ek.hex(), "serial": serial}
+    if not 0 <= level <= MAX_LEVEL:
+        raise ConfigError(f"trust level {level}: use a number from 0 to {MAX_LEVEL}")
+    body = {"name": name, "ak": ak.area.hex(), "ek": ek.hex(), "serial": serial, "level": level}
     return envelope.sign(PLATFORM, body, authority)
 
 
 def verify(data: bytes, authority: VerifyKey) -> Platform:
     """The platform that ``authority`` enrolled; EvidenceError otherwise."""
     body, _ = envelope.verify(PLATFORM, data, [authority])
-    name, serial = body.get("name"), body.get("serial")
+    name, serial, level = body.get("name"), body.get("serial"), body.get("level")
     ek = hex_field(body, "ek", PLATFORM)
-    if not operator.is_name(name) or not operator.is_serial(serial) or len(ek) != _DIGEST_SIZE:
+    ranked = type(level) is int and 0 <= level <= MAX_LEVEL
+    if not operator.is_name(name) or not operator.is_serial(serial) or len(ek) != _DIGEST_SIZE or not ranked:
         raise EvidenceError("this platform statement does not say whom it enrols: it was made by another version")
     ak = tpm_structures.parse_public(hex_field(body, "ak", PLATFORM))
     check_ak(ak)
-    return Platform(name, ak, ek, serial)
+    return Platform(name, ak, ek, serial, int(str(level)))
 
 
 def check_ak(ak: Public) -> None:

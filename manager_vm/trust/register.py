@@ -41,17 +41,21 @@ class Register:
     def __init__(self, authority: AuthorityDirectory) -> None:
         self._authority = authority
 
-    def challenge(self, name: str, data: bytes, vendors: Sequence[x509.Certificate]) -> tuple[Evidence, bytes]:
-        """(verified evidence, challenge) for the platform that is to be called ``name``.
+    def challenge(
+        self, name: str, data: bytes, vendors: Sequence[x509.Certificate], level: int = 0
+    ) -> tuple[Evidence, bytes]:
+        """(verified evidence, challenge) for the platform that is to be called ``name`` and have this trust level.
 
         EvidenceError for evidence that does not hold, ConfigError for a name or a TPM that is enrolled otherwise.
         """
+        if not 0 <= level <= platform.MAX_LEVEL:
+            raise ConfigError(f"trust level {level}: use a number from 0 to {platform.MAX_LEVEL}")
         if not operator.is_name(name):
             raise ConfigError(f"{name[:80]!r} is no platform's name: use 1 to 63 letters, digits, '.', '_' or '-'")
         found = evidence.verify(data, vendors, _now())
         id_, secret, nonce = os.urandom(_ID_SIZE).hex(), os.urandom(SECRET_SIZE), os.urandom(SECRET_SIZE)
         made = enrolment.challenge(id_, name, found, secret, nonce, self._authority.key)
-        pending = Pending(name, found.ak.area, found.ek_digest, nonce, hashlib.sha256(secret).digest())
+        pending = Pending(name, found.ak.area, found.ek_digest, nonce, hashlib.sha256(secret).digest(), level)
         with self._authority.locked():
             self._demand_fresh(name, found.ek_digest)
             create(self._path(CHALLENGES, id_), enrolment.pack_pending(pending))
@@ -88,7 +92,7 @@ class Register:
             serials = [int(path.stem) for path in folder.glob("*.json") if path.stem.isascii() and path.stem.isdigit()]
         serial = max(serials, default=0) + 1
         ak = tpm_structures.parse_public(pending.ak)
-        statement = platform.enrol(pending.name, ak, pending.ek, serial, self._authority.key)
+        statement = platform.enrol(pending.name, ak, pending.ek, serial, self._authority.key, level=pending.level)
         return platform.verify(statement, self._authority.public), statement
 
     def _certify(self, key: Public) -> bytes:

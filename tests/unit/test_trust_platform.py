@@ -28,7 +28,7 @@ from manager_vm.trust.tpm_constants import Alg, Attributes, Type
 from tests import unlinkable_sks
 from tests.unit import software_tpm
 from tests.unit.software_tpm import AK, SK
-from tests.unit.statements import AUTHORITY, STRANGER, forgeries
+from tests.unit.statements import AUTHORITY, STRANGER, body_of, forgeries
 
 NOW = datetime.datetime.now(datetime.UTC).replace(minute=0, second=0, microsecond=0)
 EK_KEY, AK_KEY, SK_KEY, OTHER = (ec.generate_private_key(ec.SECP256R1()) for _ in range(4))
@@ -379,3 +379,18 @@ def test_an_enrolment_with_any_part_of_another_is_refused(authority: AuthorityDi
         enrolment.verify(foreign, authority.public)
     with pytest.raises(EvidenceError):
         enrolment.verify(with_field(issued, certificates=["00"] * 201), authority.public)
+
+
+@pytest.mark.parametrize("level", [-1, 256])
+def test_no_platform_has_a_trust_level_beyond_the_scale(level: int) -> None:
+    with pytest.raises(ConfigError):
+        platform.enrol("rack7", tpm_structures.parse_public(AK_AREA), FOUND.ek_digest, 1, AUTHORITY, level=level)
+
+
+@pytest.mark.parametrize("level", [-1, 256, True, "3", None])
+def test_a_platform_statement_without_a_trust_level_is_refused(level: object) -> None:
+    said = platform.enrol("rack7", tpm_structures.parse_public(AK_AREA), FOUND.ek_digest, 1, AUTHORITY, level=255)
+    assert platform.verify(said, AUTHORITY.public).level == 255
+    changed = envelope.sign(platform.PLATFORM, {**body_of(platform.PLATFORM, said), "level": level}, AUTHORITY)
+    with pytest.raises(EvidenceError):
+        platform.verify(changed, AUTHORITY.public)
