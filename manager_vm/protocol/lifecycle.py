@@ -18,6 +18,8 @@ class State(StrEnum):
     RUNNING = "running"  # a process holds the newest state
     FAILED = "failed"  # died under a running guest: TPM_RC_FAILURE until the next reported reset
     QUARANTINED = "quarantined"  # damaged: kept untouched
+    GONE = "gone"  # handed over to another manager, which has not confirmed it yet
+    ARRIVING = "arriving"  # whole and durable here, but its source has not given it up yet
 
 
 class Event(StrEnum):
@@ -32,6 +34,15 @@ class Event(StrEnum):
     RELEASE_OFF = "release, off"  # an admin leads it out of quarantine, to what it was before
     RELEASE_PARKED = "release, parked"
     RELEASE = "release"  # whatever else it was: to failed, so that a running guest goes on only after a reset
+    LEAVE = "migrate"
+    ERASE = "erase"  # the destination has it
+    RETURN_OFF = "take back, off"  # the destination has signed that it never will
+    RETURN_PARKED = "take back, parked"
+    ARRIVED_OFF = "take over, off"
+    ARRIVED_PARKED = "take over, parked"
+    ARRIVED = "take over"
+    ARRIVED_DEAD = "take over, dead"  # its first process here died with the manager
+    TURNED_AWAY = "turn away"
 
 
 TRANSITIONS: dict[tuple[State, Event], State | None] = {
@@ -50,6 +61,17 @@ TRANSITIONS: dict[tuple[State, Event], State | None] = {
     (State.FAILED, Event.POWER_ON): State.RUNNING,
     (State.FAILED, Event.DAMAGED): State.QUARANTINED,
     (State.FAILED, Event.DESTROY): None,
+    (State.OFF, Event.LEAVE): State.GONE,
+    (State.PARKED, Event.LEAVE): State.GONE,
+    (State.RUNNING, Event.LEAVE): State.GONE,
+    (State.GONE, Event.ERASE): None,
+    (State.GONE, Event.RETURN_OFF): State.OFF,
+    (State.GONE, Event.RETURN_PARKED): State.PARKED,
+    (State.ARRIVING, Event.ARRIVED_OFF): State.OFF,
+    (State.ARRIVING, Event.ARRIVED_PARKED): State.PARKED,
+    (State.ARRIVING, Event.ARRIVED): State.RUNNING,
+    (State.ARRIVING, Event.ARRIVED_DEAD): State.FAILED,
+    (State.ARRIVING, Event.TURNED_AWAY): None,
     (State.QUARANTINED, Event.RELEASE_OFF): State.OFF,
     (State.QUARANTINED, Event.RELEASE_PARKED): State.PARKED,
     (State.QUARANTINED, Event.RELEASE): State.FAILED,
@@ -68,6 +90,13 @@ _REMEDY: dict[tuple[State, Event], str] = {
         Event.RESUME,
     ): "its process died under a running guest; reset the guest, or detach it and use 'start --power-on'",
     (State.FAILED, Event.PARK): "its process died; there is nothing to stop until the guest is reset",
+    (State.FAILED, Event.LEAVE): "its process died under a running guest; reset the guest first",
+}
+
+
+_WAITING = {
+    State.GONE: "it was handed over to another manager, which has not confirmed it yet; see 'migrations'",
+    State.ARRIVING: "it comes from another manager, which has not given it up yet; see 'migrations'",
 }
 
 
@@ -78,6 +107,6 @@ def after(name: str, state: State, event: Event) -> State | None:
             f"vTPM {name!r} is quarantined; see 'show {name}' for the reason; an admin's 'release' leads out of it"
         )
     if (state, event) not in TRANSITIONS:
-        remedy = _REMEDY.get((state, event), f"it is {state}")
+        remedy = _REMEDY.get((state, event)) or _WAITING.get(state, f"it is {state}")
         raise StateError(f"cannot {event} vTPM {name!r}: {remedy}")
     return TRANSITIONS[state, event]

@@ -88,7 +88,7 @@ class Attestor:
 
     def _subject(self, name: str, group: str | None = None) -> Subject:
         record = self._registry.record(name, group)
-        ca = self._manifest.contents.group(record.group).ca_certificate
+        ca = self._manifest.contents.issuer(record)
         return Subject(record.uuid, record.ek_names, record.certificates, ca)
 
 

@@ -44,7 +44,7 @@ class Certifier:
         record = contents.vtpms.get(vtpm.uuid)
         if record is None:
             raise UnknownVtpmError(f"vTPM {name!r} has just been destroyed")
-        ca = contents.group(record.group).ca_certificate
+        ca = contents.issuer(record)
         return self._issue(_subject(record, area, ca), groups.hierarchy(contents, record.group), response)
 
     def _issue(self, subject: Subject, kind: Kind, response: bytes | None) -> dict[str, Any]:

@@ -127,7 +127,7 @@ class Verbs:
     def ek_cert(self, args: dict[str, Any]) -> dict[str, Any]:
         """The EK certificates by key kind, and that of the CA of the vTPM's group (DER)."""
         record = self._registry.record(_name(args))
-        ca = self._manifest.contents.group(record.group).ca_certificate
+        ca = self._manifest.contents.issuer(record)
         return {"certificates": record.certificates, "ca": ca}
 
     def info(self, args: dict[str, Any]) -> dict[str, Any]:

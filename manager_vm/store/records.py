@@ -26,7 +26,8 @@ class VtpmRecord:
     resumes by itself when it starts. ``ek_names``: TPM names of the EKs by key kind, recorded at manufacture.
     ``group``: who operates it; it never changes.
     ``before``: of a quarantined one, its state before. ``released``: when, and at what loss, it was led out of
-    quarantine; kept for ever. ``recovered``: recoveries that it went through, kept for ever.
+    quarantine; kept for ever. ``recovered``: recoveries that it went through, kept for ever. ``issuer``: certificate
+    (DER) of the CA of its EK certificates, b"": that of its group here.
     """
 
     uuid: str
@@ -47,6 +48,40 @@ class VtpmRecord:
     before: str = ""
     released: str = ""
     recovered: tuple[Recovered, ...] = ()
+    issuer: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A move of one vTPM to (``out``) or from another manager, as ``store/moves`` keeps it.
+
+    ``id``: 16 bytes, hex. ``state``: of ``protocol.handover``. ``vtpm``: uuid. ``generation``: at the destination.
+    ``peer``: name of the platform there, ``address`` where its manager listens ("host:port"). ``transcript``:
+    transcript 3. ``digest``: SHA-256 of the state, 32 zero bytes before it is known. ``peer_key``: point of the peer's
+    move key. ``order``: SHA-256 of the order's payload. ``started``, ``ended``: UTC, "" while it is not over.
+    ``cause``: why it failed, ``text`` in words. ``sent``, ``received``: the newest hand-over message of either side,
+    signed: the receipts.
+    """
+
+    id: str
+    out: bool
+    state: str
+    vtpm: str
+    name: str
+    group: str
+    generation: int
+    peer: str
+    address: str
+    transcript: bytes
+    peer_key: bytes
+    order: bytes
+    started: str
+    digest: bytes = bytes(32)
+    ended: str = ""
+    cause: str = ""
+    text: str = ""
+    sent: bytes = b""
+    received: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +147,9 @@ class Contents:
     authority's newest statement about each operator's key, by key id (``trust/roster``). ``owner``: the Name of the
     SRK of the hardware TPM that holds the anchor. ``groups``: those of tenants, by name; vTPMs made without one are in
     the default group, whose CA and operators are the manager's own. ``identity``: None until evidence was asked
-    for. ``recovered``: the recoveries of this manager, for ever.
+    for. ``recovered``: the recoveries of this manager, for ever. ``moves``: of vTPMs, by id, oldest first; ``move_keys``
+    has our private key for each that is not over. ``generations``: the highest that this manager ever recorded of vTPMs
+    that have come or gone, by uuid.
     """
 
     serial: int
@@ -129,6 +166,9 @@ class Contents:
     recovery: Recovery = field(default_factory=Recovery)
     recovered: tuple[Recovered, ...] = ()
     revoked_platforms: tuple[RevokedPlatform, ...] = ()
+    moves: dict[str, Move] = field(default_factory=dict)
+    move_keys: dict[str, bytes] = field(default_factory=dict, repr=False)
+    generations: dict[str, int] = field(default_factory=dict)
 
     @property
     def manager(self) -> str:
@@ -146,6 +186,10 @@ class Contents:
         if name not in self.groups:
             raise ConfigError(f"there is no group {name[:80]!r} at this manager; 'group list' shows those there are")
         return self.groups[name]
+
+    def issuer(self, record: VtpmRecord) -> bytes:
+        """Certificate (DER) of the CA of this vTPM's EK certificates."""
+        return record.issuer or self.group(record.group).ca_certificate
 
     def with_vtpm(self, record: VtpmRecord, keys: VtpmKeys | None = None) -> Contents:
         """The same with ``record`` added or replaced, and its keys if given."""
@@ -174,13 +218,15 @@ def pack_open(contents: Contents, stanza: bytes = b"") -> bytes:
         "recovery": [contents.recovery.statement, contents.recovery.off, stanza],
         "recovered": contents.recovered,
         "revoked_platforms": contents.revoked_platforms,
+        "moves": list(contents.moves.values()),
+        "generations": contents.generations,
     }
     opened = {"serial": contents.serial, "ca": contents.ca_certificate, "vtpms": records, **trust}
     return bytes(msgpack.packb(opened, default=astuple))
 
 
 def pack_secret(contents: Contents) -> bytes:
-    """The key table, to be sealed: {"ca": key, "vtpms": {uuid: [blob key, run key or None]}, "groups", "sks"}.
+    """The key table, to be sealed: {"ca", "vtpms": {uuid: [blob key, run key or None]}, "groups", "sks", "moves"}.
 
     SKs stand here, for they say which vTPMs are on one host.
     """
@@ -189,7 +235,8 @@ def pack_secret(contents: Contents) -> bytes:
     }
     sks = [[key.public, key.private, key.certificate, key.vtpm] for key in _signing_keys(contents)]
     groups = {name: group.ca_key for name, group in contents.groups.items()}
-    return bytes(msgpack.packb({"ca": contents.ca_key, "vtpms": table, "groups": groups, "sks": sks}))
+    keys = {"ca": contents.ca_key, "vtpms": table, "groups": groups, "sks": sks, "moves": contents.move_keys}
+    return bytes(msgpack.packb(keys))
 
 
 def unpack(open_part: bytes, secret_part: bytes) -> Contents:
@@ -202,6 +249,8 @@ def unpack(open_part: bytes, secret_part: bytes) -> Contents:
         vtpms = {record.uuid: record for record in records}
         contents = Contents(opened["serial"], opened["ca"], secret["ca"], vtpms, keys)
         contents = replace(contents, **_unpack_trust(opened), groups=_unpack_groups(opened, secret))
+        moves = {move.id: move for move in (Move(*each) for each in opened["moves"])}
+        contents = replace(contents, moves=moves, move_keys=secret["moves"], generations=opened["generations"])
         return replace(contents, identity=_unpack_identity(opened, secret))
     except (ValueError, KeyError, TypeError, AttributeError, msgpack.UnpackException) as error:
         raise IntegrityError(

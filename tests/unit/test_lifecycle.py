@@ -15,7 +15,18 @@ LEAVING = {
     Event.RELEASE_PARKED: State.PARKED,
     Event.RELEASE: State.FAILED,
 }
-ALIVE = [state for state in State if state is not State.QUARANTINED]
+MOVING = {State.GONE, State.ARRIVING}
+ALIVE = [state for state in State if state is not State.QUARANTINED and state not in MOVING]
+MOVES = {
+    State.GONE: {Event.ERASE: None, Event.RETURN_OFF: State.OFF, Event.RETURN_PARKED: State.PARKED},
+    State.ARRIVING: {
+        Event.ARRIVED_OFF: State.OFF,
+        Event.ARRIVED_PARKED: State.PARKED,
+        Event.ARRIVED: State.RUNNING,
+        Event.ARRIVED_DEAD: State.FAILED,
+        Event.TURNED_AWAY: None,
+    },
+}
 
 
 def reachable(start: State) -> set[State]:
@@ -85,7 +96,20 @@ def test_an_unclean_death_is_left_only_by_a_power_on_damage_or_destruction() -> 
 
 
 def test_every_state_can_be_reached_from_a_new_vtpm() -> None:
-    assert reachable(State.OFF) == set(State)
+    assert reachable(State.OFF) | reachable(State.ARRIVING) == set(State)
+    assert State.ARRIVING not in reachable(State.OFF)  # it comes from another manager
+
+
+@pytest.mark.parametrize("state", MOVING)
+def test_only_the_hand_over_leads_on_from_a_vtpm_between_two_managers(state: State) -> None:
+    assert {event: to for (at, event), to in TRANSITIONS.items() if at is state} == MOVES[state]
+    assert all(event not in MOVES[state] for at, event in TRANSITIONS if at is not state)
+    with pytest.raises(StateError, match="see 'migrations'"):
+        after("web", state, Event.POWER_ON)
+
+
+def test_only_a_vtpm_whose_state_is_whole_leaves() -> None:
+    assert {at for at, event in TRANSITIONS if event is Event.LEAVE} == {State.OFF, State.PARKED, State.RUNNING}
 
 
 @pytest.mark.parametrize(
@@ -97,6 +121,7 @@ def test_every_state_can_be_reached_from_a_new_vtpm() -> None:
         (State.RUNNING, Event.RESUME, "running already"),
         (State.FAILED, Event.RESUME, "reset the guest"),
         (State.FAILED, Event.PARK, "until the guest is reset"),
+        (State.FAILED, Event.LEAVE, "reset the guest first"),
     ],
 )
 def test_a_refused_verb_names_what_to_do_instead(state: State, event: Event, remedy: str) -> None:
@@ -106,4 +131,12 @@ def test_a_refused_verb_names_what_to_do_instead(state: State, event: Event, rem
 
 
 def test_the_states_words_are_those_of_the_stored_records() -> None:
-    assert {state.value for state in State} == {"off", "parked", "running", "failed", "quarantined"}
+    assert {state.value for state in State} == {
+        "off",
+        "parked",
+        "running",
+        "failed",
+        "quarantined",
+        "gone",
+        "arriving",
+    }
