@@ -103,6 +103,7 @@ run_tests() {
     *) usage >&2; exit 2 ;;
   esac
   case $suite in core | system | full) build_images all ;; esac
+  case $suite in core | full) options+=(-n 2 --dist loadgroup) ;; esac # one process for the VMs, one for the rest
   say "tests: $suite"
   if [[ $suite == full ]]; then
     "$VENV/bin/python" -m pytest "${options[@]}" "$@" 2>&1 | tee build/report/report.txt
