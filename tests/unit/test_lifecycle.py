@@ -15,7 +15,7 @@ LEAVING = {
     Event.RELEASE_PARKED: State.PARKED,
     Event.RELEASE: State.FAILED,
 }
-MOVING = {State.GONE, State.ARRIVING}
+MOVING = (State.GONE, State.ARRIVING)
 ALIVE = [state for state in State if state is not State.QUARANTINED and state not in MOVING]
 MOVES = {
     State.GONE: {Event.ERASE: None, Event.RETURN_OFF: State.OFF, Event.RETURN_PARKED: State.PARKED},

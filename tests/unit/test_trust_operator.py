@@ -53,7 +53,11 @@ def test_a_serial_out_of_range_is_not_enrolled(serial: int) -> None:
         operator.enroll("alice", ALICE, Role.ADMIN, AUTHORITY, serial=serial)
 
 
-@pytest.mark.parametrize("id_", ["", "alice", ALICE.id.upper(), ALICE.id[:16], ALICE.id + "\n"])
+@pytest.mark.parametrize(
+    "id_",
+    ["", "alice", ALICE.id.upper(), ALICE.id[:16], ALICE.id + "\n"],
+    ids=["nothing", "a name", "capitals", "a part", "a line"],
+)
 def test_what_is_no_key_id_cannot_be_removed(id_: str) -> None:
     with pytest.raises(ConfigError, match="no key id"):
         operator.remove(id_, "", AUTHORITY)
