@@ -43,13 +43,12 @@ class StoredBlob:
 def store(directory: Path, vtpm: str, state: ParkedState) -> StoredBlob:
     """Seal ``state`` of vTPM ``vtpm`` (its uuid) into a new file; durable on return, but not yet named by a record."""
     key, name = Key.random(), f"{uuid.uuid4()}.blob"
-    session = state.session
     plain = msgpack.packb(
         {
             "permanent": state.permanent,
             "volatile": state.volatile,
             "savestate": state.savestate,
-            "session": [session.session, session.last_seq, session.locality, session.command, session.response],
+            "session": pack_session(state.session),
         }
     )
     data = crypto.seal(key, plain, _associated(vtpm, name))
@@ -69,6 +68,11 @@ def load(directory: Path, vtpm: str, blob: StoredBlob) -> ParkedState:
     plain = crypto.unseal(blob.key, data, _associated(vtpm, blob.file), f"the state blob {blob.file}")
     fields: dict[str, Any] = msgpack.unpackb(plain)
     return ParkedState(fields["permanent"], fields["volatile"], fields["savestate"], SessionState(*fields["session"]))
+
+
+def pack_session(session: SessionState) -> list[Any]:
+    """As a list of ``SessionState``'s fields."""
+    return [session.session, session.last_seq, session.locality, session.command, session.response]
 
 
 def _associated(vtpm: str, name: str) -> bytes:

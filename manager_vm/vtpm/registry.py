@@ -10,7 +10,7 @@ import logging
 import threading
 import uuid
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 
 from manager_vm.errors import BusyError, IntegrityError, StateError, UnknownVtpmError, VtpmManagerError
@@ -168,6 +168,23 @@ class Registry:
             log.error("vTPM %s: %s", vtpm.name, reason)
             new = replace(record, state=State.FAILED, reason=reason)
             self._manifest.commit(lambda contents: changes.put(contents, new))
+
+    # -- vTPMs that come and go (``transit``) -----------------------------------------------------------------
+
+    def reserve(self, name: str) -> AbstractContextManager[int]:
+        """A free uid, and the name, for a block; BusyError or ConfigError if it cannot be had."""
+        return self._reservations.hold(name, self._vtpms, self._uids)
+
+    def add(self, vtpm: Vtpm) -> None:
+        """One that has come; its record is committed."""
+        with self._lock:
+            self._vtpms[vtpm.name] = vtpm
+
+    def forget(self, vtpm: Vtpm) -> None:
+        """One that has gone; its record is no more."""
+        vtpm.state = State.OFF
+        with self._lock:
+            self._vtpms.pop(vtpm.name, None)
 
     # -- start and end of the manager -----------------------------------------------------------------------
 

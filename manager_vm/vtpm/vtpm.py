@@ -21,6 +21,7 @@ _NOT_SERVING = {
     State.OFF: Reason.NO_BOOT,
     State.PARKED: Reason.PARKED,
     State.QUARANTINED: Reason.QUARANTINED,
+    State.GONE: Reason.MOVED,
 }
 
 

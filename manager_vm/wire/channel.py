@@ -72,6 +72,7 @@ class Reason(IntEnum):
     NO_BOOT = 4
     QUARANTINED = 5
     BUSY = 6
+    MOVED = 7
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,283 @@
+"""A vTPM that leaves for another manager, or comes from one: what that does to process, files and record.
+
+Whether it may is the hand-over's to say (``protocol/handover``): every change of a record comes with the change of its
+move, in one commit (``also``). Post-condition as of the registry's verbs: if the commit fails, all is as before.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from manager_vm import crypto
+from manager_vm.errors import MigrationError, StateError, SwtpmError, UnknownVtpmError
+from manager_vm.keys import identity
+from manager_vm.protocol.channel_server import ChannelServer
+from manager_vm.protocol.lifecycle import Event, State, after
+from manager_vm.store import atomic, blobs, final_state, moves
+from manager_vm.store.blobs import ParkedState, StoredBlob
+from manager_vm.store.final_state import FinalState
+from manager_vm.store.manifest import Manifest
+from manager_vm.store.records import Contents, VtpmKeys, VtpmRecord
+from manager_vm.vtpm import changes, steps
+from manager_vm.vtpm.registry import MINIMUM_FREE, Registry
+from manager_vm.vtpm.run import Run
+from manager_vm.vtpm.steps import Disk
+from manager_vm.vtpm.vtpm import Vtpm
+from manager_vm.wire.channel import Reason
+
+log = logging.getLogger(__name__)
+
+Also = Callable[[Contents], Contents]
+_PATIENCE = 10.0  # seconds that a move waits for the command that executes
+
+_RETURNS = {State.OFF: Event.RETURN_OFF, State.PARKED: Event.RETURN_PARKED, State.RUNNING: Event.RETURN_PARKED}
+_ARRIVALS = {State.OFF: Event.ARRIVED_OFF, State.PARKED: Event.ARRIVED_PARKED}
+
+
+class Departure:
+    """A vTPM that executes nothing any more and has not been given up yet. Made by ``Transit.leaving`` only."""
+
+    def __init__(self, transit: Transit, vtpm: Vtpm, record: VtpmRecord, final: FinalState) -> None:
+        self._transit = transit
+        self._vtpm = vtpm
+        self._record = record
+        self._state = final.state
+        self.data = final_state.pack(final)
+        self.digest = crypto.digest(self.data)
+
+    def tombstone(self, also: Also) -> None:
+        """The point of no return: it is GONE, and kept for the case that the destination never becomes it."""
+        self._transit.bury(self._vtpm, self._record, self._state, also)
+
+
+class Arrival:
+    """Room for a vTPM that comes: a name, a uid, a process that waits. Made by ``Transit.arriving`` only."""
+
+    def __init__(self, transit: Transit, uid: int, run: Run) -> None:
+        self._transit = transit
+        self._uid = uid
+        self._run: Run | None = run
+
+    def prepare(self, final: FinalState, generation: int, also: Also) -> None:
+        """It is whole, durable, and not runnable here. MigrationError (resume-failed) if swtpm does not take it."""
+        assert self._run is not None
+        self._transit.admit(self._uid, self._run, final, generation, also)
+        self._run = None
+
+    def discard(self) -> None:
+        """Nothing came of it. Idempotent."""
+        if self._run is not None:
+            self._run.discard()
+            self._run = None
+
+
+class Transit:
+    """Thread-safe, as the registry is."""
+
+    def __init__(self, manifest: Manifest, registry: Registry, disk: Disk) -> None:
+        self._manifest = manifest
+        self._registry = registry
+        self._disk = disk
+
+    # -- the source -----------------------------------------------------------------------------------------
+
+    @contextmanager
+    def leaving(self, uuid: str) -> Iterator[Departure]:
+        """Quiesce a vTPM for this block. If it is not given up within, it goes on as if nothing had been."""
+        vtpm = self._vtpm(uuid)
+        with vtpm.changing(Reason.QUIESCED, _PATIENCE):
+            record = self._record(uuid)
+            after(vtpm.name, record.state, Event.LEAVE)
+            final = final_state.of(self._manifest.contents, record, self._state(vtpm, record))
+            yield Departure(self, vtpm, record, final)
+
+    def bury(self, vtpm: Vtpm, record: VtpmRecord, state: ParkedState, also: Also) -> None:
+        """``Departure.tombstone``."""
+        keys = self._manifest.contents.keys[record.uuid]
+        stored = StoredBlob(record.blob, record.blob_digest, keys.blob)
+        if record.state is State.RUNNING:
+            stored = blobs.store(self._disk.blobs, record.uuid, state)
+        new = replace(record, state=State.GONE, run="", blob=stored.file, blob_digest=stored.digest, resume=False)
+        new = replace(new, before=str(record.state), reason="")
+        self._commit(lambda c: also(changes.put(c, new, VtpmKeys(stored.key))), new, record)
+        if vtpm.run is not None:
+            vtpm.run.close()
+        vtpm.run, vtpm.state = None, State.GONE
+        steps.remove_files(self._disk, record, new)
+
+    def erase(self, uuid: str, also: Also) -> None:
+        """The destination has it: keys go with the commit, files after it."""
+        self._remove(uuid, Event.ERASE, also)
+
+    def take_back(self, uuid: str, also: Also) -> None:
+        """The destination has signed that it never will be it. What ran goes on from where it was."""
+        vtpm = self._vtpm(uuid)
+        with vtpm.changing(Reason.QUIESCED, _PATIENCE):
+            record = self._record(uuid)
+            before = State(record.before)
+            state = after(vtpm.name, record.state, _RETURNS[before])
+            new = replace(record, state=state or State.PARKED, before="", resume=before is State.RUNNING)
+            self._manifest.commit(lambda c: also(changes.put(c, new)))
+            vtpm.state = new.state
+        if before is State.RUNNING:
+            self._registry.start(vtpm.name, power_on=False)
+
+    # -- the destination ------------------------------------------------------------------------------------
+
+    @contextmanager
+    def arriving(self, name: str) -> Iterator[Arrival]:
+        """Room for a vTPM, for this block. BusyError, ConfigError, StoreError where there is none."""
+        with self._registry.reserve(name) as uid:
+            atomic.demand_space(self._disk.blobs, MINIMUM_FREE)
+            arrival = Arrival(self, uid, Run.start(self._disk.launcher, uid))
+            try:
+                yield arrival
+            finally:
+                arrival.discard()
+
+    def admit(self, uid: int, run: Run, final: FinalState, generation: int, also: Also) -> None:
+        """``Arrival.prepare``. The run is ours from here on: it is discarded if this fails."""
+        try:
+            _load(run, final)
+        except SwtpmError as error:
+            run.discard()
+            raise MigrationError(f"swtpm does not take the state that came: {error}", "resume-failed") from error
+        record, keys = self._stored(uid, run, final, generation)
+        self._commit(lambda c: also(_welcome(c, record, keys)), record, None)
+        if not record.run:
+            run.discard()
+        vtpm = Vtpm(record.uuid, record.name, State.ARRIVING, record.boot)
+        vtpm.run = run if record.run else None
+        vtpm.channel = ChannelServer(final.state.session)
+        self._registry.add(vtpm)
+
+    def activate(self, uuid: str) -> None:
+        """The source has given it up, and that is durable here: what ran there runs. ``settle`` follows."""
+        vtpm = self._vtpm(uuid)
+        with vtpm.changing(Reason.QUIESCED, _PATIENCE):
+            if vtpm.state is State.ARRIVING and vtpm.run is not None and not vtpm.run.died():
+                vtpm.state = State.RUNNING
+
+    def settle(self, uuid: str, also: Also, *, crashed: bool = False) -> None:
+        """The commit that contains it. ``crashed``: this manager ended after ``activate``: an unclean death."""
+        vtpm = self._vtpm(uuid)
+        with vtpm.changing(Reason.QUIESCED, _PATIENCE):
+            record = self._record(uuid)
+            new = _arrived(vtpm, record, crashed=crashed)
+            keys = self._manifest.contents.keys[uuid]
+            kept = keys if new.run else VtpmKeys(keys.blob)
+            self._manifest.commit(lambda c: also(changes.put(c, new, kept)))
+            if not new.run and vtpm.run is not None:
+                vtpm.run.close()
+                vtpm.run = None
+            vtpm.state = new.state
+            steps.remove_files(self._disk, record, new)
+        if new.resume:
+            self._registry.start(vtpm.name, power_on=False)
+
+    def turn_away(self, uuid: str, also: Also) -> None:
+        """It never will be here: nothing of it is left."""
+        self._remove(uuid, Event.TURNED_AWAY, also)
+
+    # -- both -----------------------------------------------------------------------------------------------
+
+    def _remove(self, uuid: str, event: Event, also: Also) -> None:
+        vtpm = self._vtpm(uuid)
+        with vtpm.changing(Reason.QUIESCED, _PATIENCE):
+            record = self._record(uuid)
+            after(vtpm.name, record.state, event)
+            self._manifest.commit(lambda c: also(identity.release(c.without_vtpm(uuid), uuid)))
+            if vtpm.run is not None:
+                vtpm.run.close()
+                vtpm.run = None
+            self._registry.forget(vtpm)
+            steps.remove_files(self._disk, record, None)
+
+    def _state(self, vtpm: Vtpm, record: VtpmRecord) -> ParkedState:
+        if record.state is not State.RUNNING:
+            keys = self._manifest.contents.keys[record.uuid]
+            return blobs.load(self._disk.blobs, record.uuid, StoredBlob(record.blob, record.blob_digest, keys.blob))
+        if vtpm.run is None or vtpm.run.died():
+            raise StateError(f"vTPM {record.name!r} has just died; there is nothing to move")
+        return vtpm.run.snapshot(vtpm.channel.state)
+
+    def _stored(self, uid: int, run: Run, final: FinalState, generation: int) -> tuple[VtpmRecord, VtpmKeys]:
+        try:
+            stored = blobs.store(self._disk.blobs, final.uuid, final.state)
+        except BaseException:
+            run.discard()
+            raise
+        runs = final.status is State.RUNNING
+        record = VtpmRecord(
+            uuid=final.uuid,
+            name=final.name,
+            state=State.ARRIVING,
+            uid=uid,
+            blob=stored.file,
+            blob_digest=stored.digest,
+            ek_names=final.ek_names,
+            certificates=final.certificates,
+            run=run.name if runs else "",
+            boot=final.boot,
+            generation=generation,
+            group=final.group,
+            before=str(final.status),
+            released=final.released,
+            recovered=final.recovered,
+            issuer=final.issuer,
+        )
+        return record, VtpmKeys(stored.key, run.key if runs else None)
+
+    def _commit(self, change: Also, new: VtpmRecord, old: VtpmRecord | None) -> None:
+        try:
+            self._manifest.commit(change)
+        except BaseException:
+            steps.remove_files(self._disk, new, old)
+            raise
+
+    def _vtpm(self, uuid: str) -> Vtpm:
+        found = next((vtpm for vtpm in self._registry.all() if vtpm.uuid == uuid), None)
+        if found is None:
+            raise UnknownVtpmError(f"there is no vTPM {uuid} here")
+        return found
+
+    def _record(self, uuid: str) -> VtpmRecord:
+        record = self._manifest.contents.vtpms.get(uuid)
+        if record is None:
+            raise UnknownVtpmError(f"vTPM {uuid} has just been removed")
+        return record
+
+
+def _load(run: Run, final: FinalState) -> None:
+    """Into the process that waits; of one without power nothing is executed, it is only read."""
+    if final.state.volatile:
+        run.restore(final.state)
+    else:
+        run.restore_permanent(final.state.permanent)
+        run.initialise()
+
+
+def _welcome(contents: Contents, record: VtpmRecord, keys: VtpmKeys) -> Contents:
+    """With the vTPM that comes, and an SK for it if one is free."""
+    contents = moves.remember(contents, record.uuid, record.generation)
+    contents = changes.put(contents, record, keys)
+    return identity.assign(contents, record.uuid) if identity.free(contents) else contents
+
+
+def _arrived(vtpm: Vtpm, record: VtpmRecord, *, crashed: bool) -> VtpmRecord:
+    before = State(record.before)
+    new = replace(record, before="", reason="")
+    if before is not State.RUNNING:
+        return replace(new, state=after(vtpm.name, record.state, _ARRIVALS[before]) or before)
+    if crashed:
+        reason = "the manager ended right after it had taken it over; TPM_RC_FAILURE until the guest is reset"
+        after(vtpm.name, record.state, Event.ARRIVED_DEAD)
+        return replace(new, state=State.FAILED, reason=reason)
+    if vtpm.state is State.RUNNING:
+        after(vtpm.name, record.state, Event.ARRIVED)
+        return replace(new, state=State.RUNNING)
+    after(vtpm.name, record.state, Event.ARRIVED_PARKED)  # the process that waited is gone: from the stored state
+    return replace(new, state=State.PARKED, run="", resume=True)
