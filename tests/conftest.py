@@ -1,4 +1,4 @@
-"""Markers of the whole suite, and how it is shared by two processes: one has all VMs, the other everything else first."""
+"""Markers of the whole suite, and how two processes share it: one has all VMs, the other everything else first."""
 
 from __future__ import annotations
 

@@ -147,9 +147,9 @@ class Contents:
     authority's newest statement about each operator's key, by key id (``trust/roster``). ``owner``: the Name of the
     SRK of the hardware TPM that holds the anchor. ``groups``: those of tenants, by name; vTPMs made without one are in
     the default group, whose CA and operators are the manager's own. ``identity``: None until evidence was asked
-    for. ``recovered``: the recoveries of this manager, for ever. ``moves``: of vTPMs, by id, oldest first; ``move_keys``
-    has our private key for each that is not over. ``generations``: the highest that this manager ever recorded of vTPMs
-    that have come or gone, by uuid.
+    for. ``recovered``: the recoveries of this manager, for ever. ``moves``: of vTPMs, by id, oldest first;
+    ``move_keys``: our private key for each that is not over. ``generations``: the highest that this manager ever
+    recorded of vTPMs that have come or gone, by uuid.
     """
 
     serial: int
