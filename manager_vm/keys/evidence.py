@@ -57,12 +57,17 @@ class Voucher(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A vTPM as its record has it. ``ca``: the certificate (DER) of who has certified its EKs."""
+    """A vTPM as its record has it. ``ca``: the certificate (DER) of who has certified its EKs.
+
+    ``recovered``: how many recoveries it went through.
+    """
 
     uuid: str
     ek_names: Mapping[str, bytes]
     certificates: Mapping[str, bytes]
     ca: bytes
+    generation: int = 1
+    recovered: int = 0
 
 
 class HardwareVoucher:
@@ -134,7 +139,7 @@ def linked_quote(voucher: Voucher, subject: Subject, question: QuoteBegin, publi
     """
     vtpm = _vtpm(subject)
     name = _check_ak(public, question)
-    binding = bundle.linked_binding(subject.ek_names[_EK_KIND], name, question.quote, question.nonce)
+    binding = bundle.linked_binding(subject.ek_names[_EK_KIND], vtpm.history, name, question.quote, question.nonce)
     quote = VtpmQuote(public, question.quote, question.signature, {})
     return _made(voucher, subject, Kind.LINKED, question.nonce, vtpm, quote, binding)
 
@@ -146,7 +151,7 @@ def platform_quote(voucher: Voucher, subject: Subject, nonce: bytes) -> bytes:
             f"a nonce of {len(nonce)} bytes; use {NONCE_SIZES[0]} to {NONCE_SIZES[-1]}", Refusal.NONCE
         )
     vtpm = _vtpm(subject)
-    binding = bundle.platform_binding(subject.ek_names[_EK_KIND], nonce)
+    binding = bundle.platform_binding(subject.ek_names[_EK_KIND], vtpm.history, nonce)
     return _made(voucher, subject, Kind.PLATFORM, nonce, vtpm, None, binding)
 
 
@@ -183,7 +188,7 @@ def _vtpm(subject: Subject) -> Vtpm:
         raise NoEvidenceError(
             "this vTPM has no recorded EK of the kind P-256; nothing can be said of it", Refusal.NO_EK
         )
-    return Vtpm(ek_public(certificate, name), certificate, subject.ca)
+    return Vtpm(ek_public(certificate, name), certificate, subject.ca, subject.generation, subject.recovered)
 
 
 def ek_public(certificate: bytes, name: bytes) -> bytes:

@@ -89,7 +89,8 @@ class Attestor:
     def _subject(self, name: str, group: str | None = None) -> Subject:
         record = self._registry.record(name, group)
         ca = self._manifest.contents.issuer(record)
-        return Subject(record.uuid, record.ek_names, record.certificates, ca)
+        history = (record.generation, len(record.recovered))
+        return Subject(record.uuid, record.ek_names, record.certificates, ca, *history)
 
 
 def refusal(question: QuoteBegin, error: VtpmManagerError) -> QuoteRefused:

@@ -36,11 +36,22 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Vtpm:
-    """``ek``: TPMT_PUBLIC. ``certificate``, ``ca``: the EK's, DER; b"" for third parties."""
+    """``ek``: TPMT_PUBLIC. ``certificate``, ``ca``: the EK's, DER; b"" for third parties.
+
+    ``generation`` grows with each move and recovery; ``recovered``: how many recoveries, each from a disk that may have
+    been older than the newest.
+    """
 
     ek: bytes
     certificate: bytes = b""
     ca: bytes = b""
+    generation: int = 1
+    recovered: int = 0
+
+    @property
+    def history(self) -> bytes:
+        """Both numbers as they are signed: u64, u32, big-endian."""
+        return struct.pack(">QI", self.generation, self.recovered)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,15 +96,15 @@ class Bundle:
     host: Host | None
 
 
-def linked_binding(ek_name: bytes, ak_name: bytes, quote: bytes, nonce: bytes) -> bytes:
-    """What the SK signs for a vTPM's quote (32 bytes)."""
-    fields = _sized(ek_name) + _sized(ak_name) + _sha256(quote) + _sized(nonce)
+def linked_binding(ek_name: bytes, history: bytes, ak_name: bytes, quote: bytes, nonce: bytes) -> bytes:
+    """What the SK signs for a vTPM's quote (32 bytes). ``history``: ``Vtpm.history``."""
+    fields = _sized(ek_name) + history + _sized(ak_name) + _sha256(quote) + _sized(nonce)
     return _sha256(_LINKED_TAG + fields)
 
 
-def platform_binding(ek_name: bytes, nonce: bytes) -> bytes:
+def platform_binding(ek_name: bytes, history: bytes, nonce: bytes) -> bytes:
     """What the SK signs for a vTPM without a quote (32 bytes)."""
-    return _sha256(_PLATFORM_TAG + _sized(ek_name) + _sized(nonce))
+    return _sha256(_PLATFORM_TAG + _sized(ek_name) + history + _sized(nonce))
 
 
 def host_binding(binding: bytes, statement: bytes, approval: bytes, log: bytes) -> bytes:
@@ -103,7 +114,8 @@ def host_binding(binding: bytes, statement: bytes, approval: bytes, log: bytes) 
 
 def pack(bundle: Bundle) -> bytes:
     """The file."""
-    vtpm: dict[str, Any] = {"ek": _encode(bundle.vtpm.ek)}
+    numbers = {"generation": bundle.vtpm.generation, "recovered": bundle.vtpm.recovered}
+    vtpm: dict[str, Any] = {"ek": _encode(bundle.vtpm.ek), **numbers}
     if bundle.kind is not Kind.THIRD_PARTY:
         vtpm |= {"ek_certificate": _encode(bundle.vtpm.certificate), "ek_ca": _encode(bundle.vtpm.ca)}
     if (quote := bundle.quote) is not None:
@@ -170,10 +182,11 @@ def parse(data: bytes) -> Bundle:
 
 _HOST_FIELDS = frozenset({"statement", "approval", "log", "quote", "signature", "pcrs"})
 _QUOTE_FIELDS = frozenset({"ak", "quote", "signature", "pcrs"})
-_EK_FIELDS = frozenset({"ek", "ek_certificate", "ek_ca"})
+_HISTORY_FIELDS = frozenset({"ek", "generation", "recovered"})
+_EK_FIELDS = _HISTORY_FIELDS | {"ek_certificate", "ek_ca"}
 _VTPM_FIELDS = {
     Kind.LINKED: _EK_FIELDS | _QUOTE_FIELDS,
-    Kind.THIRD_PARTY: frozenset({"ek"}) | _QUOTE_FIELDS,
+    Kind.THIRD_PARTY: _HISTORY_FIELDS | _QUOTE_FIELDS,
     Kind.PLATFORM: _EK_FIELDS,
 }
 
@@ -218,9 +231,15 @@ def _object(value: object) -> dict[str, Any]:
 
 
 def _vtpm(kind: Kind, told: dict[str, Any]) -> Vtpm:
-    if kind is Kind.THIRD_PARTY:
-        return Vtpm(_decode(told["ek"]))
-    return Vtpm(_decode(told["ek"]), _decode(told["ek_certificate"]), _decode(told["ek_ca"]))
+    generation, recovered = _number(told["generation"], 1 << 64), _number(told["recovered"], 1 << 32)
+    certified = (b"", b"") if kind is Kind.THIRD_PARTY else (_decode(told["ek_certificate"]), _decode(told["ek_ca"]))
+    return Vtpm(_decode(told["ek"]), *certified, generation, recovered)
+
+
+def _number(value: object, limit: int) -> int:
+    if type(value) is not int or not 0 <= value < limit:
+        raise ValueError("a number is missing")
+    return value
 
 
 def _quote(told: dict[str, Any]) -> VtpmQuote:

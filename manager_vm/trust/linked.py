@@ -59,12 +59,13 @@ def verify(data: bytes, demand: Demand) -> Iterator[str]:
     yield f"vTPM EK: made from template {ek[1]}, Name {ek[0].name.hex()}"
     if found.kind is not Kind.THIRD_PARTY:
         yield _ek_certificate(found, ek[0], demand)
-    binding = bundle.platform_binding(ek[0].name, found.nonce)
+    yield _history(found.vtpm)
+    binding = bundle.platform_binding(ek[0].name, found.vtpm.history, found.nonce)
     if found.quote is not None:
         ak = check_ak(found.quote.ak)
         yield f"vTPM AK: restricted, never leaves its TPM, Name {ak.name.hex()}"
         yield from _vtpm_quote(found.quote, ak, found.nonce)
-        binding = bundle.linked_binding(ek[0].name, ak.name, found.quote.quote, found.nonce)
+        binding = bundle.linked_binding(ek[0].name, found.vtpm.history, ak.name, found.quote.quote, found.nonce)
     yield _voucher(found, binding, demand)
     if found.host is not None:
         yield from host_steps(found.host, binding, demand.authority, demand.expected)
@@ -103,6 +104,15 @@ def _ek(found: Bundle) -> tuple[Public, str]:
     if template is None:
         raise EvidenceError("the vTPM's EK is not made from a template of the TCG")
     return ek, template.kind
+
+
+def _history(vtpm: bundle.Vtpm) -> str:
+    if not vtpm.recovered:
+        return f"vTPM history: generation {vtpm.generation}"
+    times = "once" if vtpm.recovered == 1 else f"{vtpm.recovered} times"
+    return (
+        f"vTPM history: generation {vtpm.generation}; RECOVERED {times}, from a state that may not have been the newest"
+    )
 
 
 def _ek_certificate(found: Bundle, ek: Public, demand: Demand) -> str:

@@ -37,9 +37,21 @@ def fails(found: Bundle, demand: Demand, match: str) -> None:
 
 def test_a_good_bundle_proves_vtpm_voucher_platform_and_image() -> None:
     lines = proven(GOOD, HOST.demand())
-    heads = [line.partition(":")[0] for line in lines]
-    assert heads == ["nonce", "vTPM EK", "vTPM EK certificate", "vTPM AK", "vTPM quote", "vTPM PCRs", "voucher",
-                     "platform", "platform quote", "platform PCRs", "platform event log", "image"]  # fmt: skip
+    heads = ", ".join(line.partition(":")[0] for line in lines)
+    assert heads == (
+        "nonce, vTPM EK, vTPM EK certificate, vTPM history, vTPM AK, vTPM quote, vTPM PCRs, voucher, "
+        "platform, platform quote, platform PCRs, platform event log, image"
+    )
+
+
+@pytest.mark.parametrize(("recovered", "said"), [(0, "generation 3"), (1, "RECOVERED once"), (2, "RECOVERED 2 times")])
+def test_a_recovered_vtpm_is_told_from_others(recovered: int, said: str) -> None:
+    subject = replace(VTPM.subject, generation=3, recovered=recovered)
+    made = bundle.parse(evidence.platform_quote(HOST, subject, NONCE))
+    (line,) = [each for each in proven(made, HOST.demand()) if each.startswith("vTPM history")]
+    assert said in line
+    denied = replace(made, vtpm=replace(made.vtpm, recovered=recovered + 1))
+    fails(denied, HOST.demand(), "the voucher is not for this vTPM")
 
 
 def test_a_bundle_survives_its_file() -> None:
@@ -47,7 +59,7 @@ def test_a_bundle_survives_its_file() -> None:
 
 
 def test_a_third_party_learns_of_the_voucher_and_nothing_that_other_vtpms_of_the_host_have() -> None:
-    stripped = replace(GOOD, kind=Kind.THIRD_PARTY, host=None, vtpm=bundle.Vtpm(GOOD.vtpm.ek))
+    stripped = replace(GOOD, kind=Kind.THIRD_PARTY, host=None, vtpm=replace(GOOD.vtpm, certificate=b"", ca=b""))
     assert proven(stripped, HOST.demand())[-1].startswith("voucher: ")
     other = HOST.linked()
     shared = {GOOD.host and GOOD.host.statement, GOOD.vtpm.ca, HOST.ak.public}
