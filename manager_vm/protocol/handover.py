@@ -1,6 +1,7 @@
 """Who has the vTPM: the hand-over of a move as two tables (MIGRATION.md, section 8). Pure.
 
-Every step is carried out in this order: persist the new state, erase, send. After a crash the durable state alone counts.
+Every step is carried out in this order: persist the new state (what is erased goes with that commit), then send.
+After a crash the durable state alone counts.
 A state of None: this side knows nothing of the move. What has no row is dropped.
 """
 
@@ -41,7 +42,6 @@ class Event(Enum):
     COMMITTED = auto()
     RELEASED = auto()
     ABORTED = auto()
-    QUERY = auto()
     GIVE_UP = auto()  # a failure, a time-out, an operator's abort, a restart
     DECLARE_DEAD = auto()
     LOADED = auto()  # the state is whole and swtpm has taken it
@@ -77,13 +77,12 @@ SOURCE: Table = {
     (_S.OFFERED, Event.GIVE_UP): Step(_S.ABORTED, Persist.COMMIT, send=Kind.ABORTED),
     (_S.OFFERED, Event.RELEASED): Step(_S.ABORTED, Persist.COMMIT),
     (_S.TOMBSTONE, Event.PREPARED): Step(_S.TOMBSTONE, Persist.NOT, send=Kind.COMMIT),
-    (_S.TOMBSTONE, Event.QUERY): Step(_S.TOMBSTONE, Persist.NOT, send=Kind.COMMIT),
     (_S.TOMBSTONE, Event.RESEND): Step(_S.TOMBSTONE, Persist.NOT, send=Kind.COMMIT),
     (_S.TOMBSTONE, Event.COMMITTED): Step(_S.DONE, Persist.COMMIT, erase=True),
     (_S.TOMBSTONE, Event.RELEASED): Step(_S.RESTORED, Persist.COMMIT),
     (_S.TOMBSTONE, Event.DECLARE_DEAD): Step(_S.DECLARED, Persist.COMMIT),
     (_S.ABORTED, Event.PREPARED): Step(_S.ABORTED, Persist.NOT, send=Kind.ABORTED),
-    (_S.ABORTED, Event.QUERY): Step(_S.ABORTED, Persist.NOT, send=Kind.ABORTED),
+    (_S.DECLARED, Event.PREPARED): Step(_S.DECLARED, Persist.NOT, send=Kind.ABORTED),
 }
 
 DESTINATION: Table = {

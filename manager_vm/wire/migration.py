@@ -122,13 +122,6 @@ class Handover:
 
 
 @dataclass(frozen=True, slots=True)
-class Query:
-    """Destination: what became of this move?"""
-
-    move: bytes
-
-
-@dataclass(frozen=True, slots=True)
 class Ready:
     """Destination, inner: a swtpm waits."""
 
@@ -147,7 +140,7 @@ class Ping:
     """Either, inner: still there. The destination answers the same."""
 
 
-Outer = Offer | Accept | Confirm | Refuse | Record | Handover | Query
+Outer = Offer | Accept | Confirm | Refuse | Record | Handover
 Inner = Ready | StatePart | Handover | Refuse | Ping
 
 _ID, _POINT, _NONCE, _DIGEST = Fixed(ID_SIZE), Fixed(POINT_SIZE), Fixed(NONCE_SIZE), Fixed(DIGEST_SIZE)
@@ -194,7 +187,6 @@ _OUTER: dict[int, tuple[type, Layout, int]] = {
     0x62: (Confirm, _CONFIRM, 300_000),
     0x64: (Refuse, _REFUSE, 512),
     0x65: (Handover, _HANDOVER, 512),
-    0x66: (Query, {"move": _ID}, 64),
 }
 _INNER: dict[int, tuple[type, Layout]] = {
     1: (Ready, {}),
