@@ -71,6 +71,23 @@ def unseal(key: Key, sealed: bytes, associated: bytes, what: str) -> bytes:
         raise IntegrityError(f"{what} fails its authentication: it was changed, or belongs elsewhere") from None
 
 
+def seal_numbered(key: Key, number: int, plain: bytes, associated: bytes) -> bytes:
+    """AES-256-GCM: ciphertext || tag. The nonce is ``number`` (u64 behind four zero bytes): never the same twice."""
+    return AESGCM(key.reveal()).encrypt(_numbered(number), plain, associated)
+
+
+def unseal_numbered(key: Key, number: int, sealed: bytes, associated: bytes, what: str) -> bytes:
+    """The inverse; IntegrityError naming ``what`` if one bit differs."""
+    try:
+        return AESGCM(key.reveal()).decrypt(_numbered(number), sealed, associated)
+    except InvalidTag:
+        raise IntegrityError(f"{what} fails its authentication: it was changed, or belongs elsewhere") from None
+
+
+def _numbered(number: int) -> bytes:
+    return bytes(NONCE_SIZE - 8) + number.to_bytes(8, "big")
+
+
 def digest(data: bytes) -> bytes:
     """SHA-256, 32 bytes."""
     return hashlib.sha256(data).digest()

@@ -147,9 +147,13 @@ class QuarantinedError(VtpmError):
 
 
 class MigrationError(VtpmManagerError):
-    """Base of errors of a move."""
+    """Base of errors of a move. ``cause``: the word of ``wire.migration.Cause``, "" where there is none."""
 
     exit_code = 20
+
+    def __init__(self, message: str, cause: str = "") -> None:
+        super().__init__(message)
+        self.cause = cause
 
 
 class RefusedError(MigrationError):

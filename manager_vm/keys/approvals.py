@@ -65,6 +65,10 @@ class Images:
         numbers = sorted({*known, *approval.numbers(bits)})
         return [_line(number, known.get(number), revoked=bool(bits >> number & 1)) for number in numbers]
 
+    def is_revoked(self, number: int) -> bool:
+        """Whether this approval is void here."""
+        return bool(nv.revoked(self._tpm) >> number & 1)
+
     def approve(self, data: bytes) -> None:
         """Take an approval; EvidenceError if it is forged, or revoked already (a downgrade)."""
         new = approval.verify(data, self._authority)

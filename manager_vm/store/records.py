@@ -55,9 +55,9 @@ class Move:
     ``id``: 16 bytes, hex. ``state``: of ``protocol.handover``. ``vtpm``: uuid. ``generation``: at the destination.
     ``peer``: name of the platform there, ``address`` where its manager listens ("host:port"). ``transcript``:
     transcript 3. ``digest``: SHA-256 of the state, 32 zero bytes before it is known. ``peer_key``: point of the peer's
-    move key. ``order``: SHA-256 of the order's payload. ``started``, ``ended``: UTC, "" while it is not over.
-    ``cause``: why it failed, ``text`` in words. ``sent``, ``received``: the newest hand-over message of either side,
-    signed: the receipts.
+    move key; ``peer_ak``: Name of its AK. ``order``: SHA-256 of the order's payload. ``started``, ``ended``: UTC, ""
+    while it is not over. ``cause``: why it failed, ``text`` in words. ``sent``, ``received``: the newest hand-over
+    message of either side, signed: the receipts.
     """
 
     id: str
@@ -71,6 +71,7 @@ class Move:
     address: str
     transcript: bytes
     peer_key: bytes
+    peer_ak: bytes
     order: bytes
     started: str
     digest: bytes = bytes(32)

@@ -133,6 +133,20 @@ class SigningKey:
         )
         _write_new(path, pem, 0o600)
 
+    @classmethod
+    def from_der(cls, der: bytes) -> SigningKey:
+        """The inverse of ``der``."""
+        key = serialization.load_der_private_key(der, None)
+        assert isinstance(key, ec.EllipticCurvePrivateKey)
+        return cls(key)
+
+    @property
+    def der(self) -> bytes:
+        """PKCS #8, not encrypted: for what is sealed as a whole."""
+        return self._key.private_bytes(
+            serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+
     def sign(self, message: bytes) -> bytes:
         """r || s over SHA-256 of ``message``, 64 bytes."""
         r, s = utils.decode_dss_signature(self._key.sign(message, _HASH))

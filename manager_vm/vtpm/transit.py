@@ -109,8 +109,9 @@ class Transit:
         steps.remove_files(self._disk, record, new)
 
     def erase(self, uuid: str, also: Also) -> None:
-        """The destination has it: keys go with the commit, files after it."""
-        self._remove(uuid, Event.ERASE, also)
+        """The destination has it, a generation further: keys go with the commit, files after it."""
+        generation = self._record(uuid).generation + 1
+        self._remove(uuid, Event.ERASE, lambda c: also(moves.remember(c, uuid, generation)))
 
     def take_back(self, uuid: str, also: Also) -> None:
         """The destination has signed that it never will be it. What ran goes on from where it was."""
@@ -169,7 +170,7 @@ class Transit:
             new = _arrived(vtpm, record, crashed=crashed)
             keys = self._manifest.contents.keys[uuid]
             kept = keys if new.run else VtpmKeys(keys.blob)
-            self._manifest.commit(lambda c: also(changes.put(c, new, kept)))
+            self._manifest.commit(lambda c: also(moves.remember(changes.put(c, new, kept), uuid, new.generation)))
             if not new.run and vtpm.run is not None:
                 vtpm.run.close()
                 vtpm.run = None
@@ -262,7 +263,6 @@ def _load(run: Run, final: FinalState) -> None:
 
 def _welcome(contents: Contents, record: VtpmRecord, keys: VtpmKeys) -> Contents:
     """With the vTPM that comes, and an SK for it if one is free."""
-    contents = moves.remember(contents, record.uuid, record.generation)
     contents = changes.put(contents, record, keys)
     return identity.assign(contents, record.uuid) if identity.free(contents) else contents
 

@@ -1,0 +1,299 @@
+"""The destination's side of moves: a listener, a thread for each connection, limits before anything dear (MIGRATION.md, 9).
+
+Post-condition of a connection: either the vTPM is PREPARED or further, durable, or nothing of it is here.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+
+from manager_vm import crypto
+from manager_vm.errors import (
+    BusyError,
+    ConfigError,
+    MigrationError,
+    RemoteProtocolError,
+    StoreError,
+    VtpmManagerError,
+)
+from manager_vm.protocol import agreement
+from manager_vm.protocol.agreement import Agreed
+from manager_vm.protocol.handover import DestinationState
+from manager_vm.protocol.parts import Assembly
+from manager_vm.server import ledger as ledgers
+from manager_vm.server import move_rules, peer_link
+from manager_vm.server.ledger import Ledger
+from manager_vm.server.move_rules import Local, Side
+from manager_vm.server.peer_link import PeerLink, Talk
+from manager_vm.store import final_state, moves
+from manager_vm.store.final_state import FinalState
+from manager_vm.store.records import Contents, Move
+from manager_vm.trust.order import Order
+from manager_vm.vtpm.transit import Arrival, Transit
+from manager_vm.wire import features
+from manager_vm.wire.migration import (
+    NONCE_SIZE,
+    VERSION,
+    Accept,
+    Cause,
+    Handover,
+    Offer,
+    Ready,
+    StatePart,
+)
+
+log = logging.getLogger(__name__)
+
+_STRANGERS = 8  # connections without a verified order
+_GREETING = 5.0  # seconds for the first message
+_MOVES, _OF_ONE = 4, 2  # at once; of one source
+_WAITING = 4  # for their turn at the hardware TPM
+_CONFIRM = 60.0
+_STATE = 60.0
+_COMMIT = 60.0
+
+
+class _Room:
+    """Who is counted where; MigrationError (busy) for who is one too many."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._sources: Counter[str] = Counter()
+        self.turn = threading.Lock()  # at the hardware TPM
+
+    def enter(self, source: str) -> None:
+        """A move of this source begins."""
+        with self._lock:
+            if self._sources.total() >= _MOVES or self._sources[source] >= _OF_ONE:
+                raise MigrationError("too many moves to this manager at once; try again", Cause.BUSY.word)
+            self._sources[source] += 1
+
+    def leave(self, source: str) -> None:
+        """It is over."""
+        with self._lock:
+            self._sources[source] -= 1
+
+
+class Incoming(Side):
+    """``protocol.agreement.Destination``: what this manager decides about an offer."""
+
+    def __init__(self, local: Local, room: _Room, held: ExitStack) -> None:
+        super().__init__(local, "")
+        self.order: Order | None = None
+        self.name = ""
+        self._room = room
+        self._held = held
+
+    def admit(self, offer: Offer) -> Accept:
+        """Order first; then policy, generation, features, room. Nothing here asks a TPM, a process or the disk."""
+        contents, platform = self._local.manifest.contents, self._local.platform
+        order = self.order = move_rules.verify_order(contents, offer.order)
+        self._other = order.source
+        if order.destination != platform.name:
+            raise MigrationError(f"the order is for {order.destination!r}, and here is {platform.name!r}", "order")
+        _demand_new(contents, order)
+        theirs = features.parse(offer.features)
+        move_rules.demand_fits(theirs, features.parse(self._local.features()))
+        self.name = theirs.get("name", "")
+        self._room.enter(order.source)
+        self._held.callback(self._room.leave, order.source)
+        return Accept(
+            version=VERSION,
+            move=offer.move,
+            share=self.share.public.uncompressed,
+            nonce=os.urandom(NONCE_SIZE),
+            move_key=self.key.public.uncompressed,
+            features=self._local.features(),
+            evidence=b"",
+        )
+
+    def evidence(self, binding: bytes) -> bytes:
+        """One at a time: a guest's question, and a commit, must not wait for many."""
+        with self._room.turn:
+            return super().evidence(binding)
+
+
+class Receiver:
+    """The listener. ``arrived`` is told the name of each vTPM that is PREPARED: somebody may want to wire it."""
+
+    def __init__(
+        self, local: Local, transit: Transit, ledger: Ledger, where: str, arrived: Callable[[str], None]
+    ) -> None:
+        self._local = local
+        self._transit = transit
+        self._ledger = ledger
+        self._arrived = arrived
+        self._room = _Room()
+        self._strangers = threading.Semaphore(_STRANGERS)
+        self._connections: dict[socket.socket, threading.Thread] = {}
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self._socket = _listen(where)
+        self._thread = threading.Thread(target=self._accept, name="moves", daemon=True)
+        self._thread.start()
+
+    @property
+    def address(self) -> str:
+        """Where it listens, "host:port"."""
+        host, port = self._socket.getsockname()[:2]
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still listens."""
+        return self._thread.is_alive()
+
+    def close(self) -> None:
+        """Stop listening; what is under way ends as if the network had."""
+        self._closing.set()
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._socket.close()
+        with self._lock:
+            connections = dict(self._connections)
+        for connection in connections:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        for thread in connections.values():
+            thread.join()
+
+    def _accept(self) -> None:
+        while not self._closing.is_set():
+            try:
+                connection, _ = self._socket.accept()
+            except OSError:
+                time.sleep(0.1)  # no descriptors: it may pass
+                continue
+            if not self._strangers.acquire(blocking=False):
+                connection.close()
+                continue
+            thread = threading.Thread(target=self._serve, args=(connection,), name="move in", daemon=True)
+            with self._lock:
+                self._connections[connection] = thread
+            thread.start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        known = ExitStack()  # left when the connection is nobody's any more, or its order is verified
+        known.callback(self._strangers.release)
+        try:
+            with known, PeerLink(connection) as link:
+                self._first(link, known)
+        except VtpmManagerError as error:
+            log.warning("a move to this manager ended: %s", error)
+        except Exception:  # one bad peer must not end the listener
+            log.exception("a move to this manager")
+        finally:
+            with self._lock:
+                self._connections.pop(connection, None)
+
+    def _first(self, link: PeerLink, stranger: ExitStack) -> None:
+        message = link.receive(_GREETING)
+        if isinstance(message, Handover):
+            answer = self._ledger.hear(message)
+            if answer is not None:
+                link.send(answer)
+        elif isinstance(message, Offer):
+            self._offered(link, message, stranger)
+        else:
+            raise RemoteProtocolError(f"a connection began with {type(message).__name__}")
+
+    def _offered(self, link: PeerLink, offer: Offer, stranger: ExitStack) -> None:
+        with ExitStack() as held:
+            side, talk = Incoming(self._local, self._room, held), None
+            try:
+                agreed = link.converse(_releasing(side, offer, stranger), _CONFIRM)
+                talk = Talk(link, agreed.session)
+                with self._transit.arriving(side.name) as arrival:
+                    move = self._receive(talk, side, agreed, arrival)
+            except VtpmManagerError as error:
+                (talk or link).refuse(offer.move, _told(error))
+                raise
+            self._await_commit(talk, move)
+
+    def _receive(self, talk: Talk, side: Incoming, agreed: Agreed, arrival: Arrival) -> Move:
+        talk.say(Ready())
+        assembly, data = Assembly(), None
+        while data is None:
+            data = assembly.add(talk.expect(StatePart, _STATE))
+        final = final_state.unpack(data)
+        move = _move(side, agreed, final, crypto.digest(data))
+        prepared = self._ledger.prepare(move, side.key, arrival, final)
+        talk.say(prepared)
+        return move
+
+    def _await_commit(self, talk: Talk, move: Move) -> None:
+        """What does not come now comes later, over another connection: the move is durable."""
+        self._arrived(move.name)
+        answer = self._ledger.hear(talk.expect(Handover, _COMMIT))
+        if answer is not None:
+            talk.say(answer)
+
+
+def _releasing(side: Incoming, offer: Offer, stranger: ExitStack) -> agreement.Conversation:
+    """The destination's conversation; whoever has a verified order is no stranger any more."""
+    conversation = agreement.accept(side, offer)
+    message = next(conversation)
+    stranger.close()
+    while True:
+        try:
+            message = conversation.send((yield message))
+        except StopIteration as end:
+            agreed: Agreed = end.value
+            return agreed
+
+
+def _demand_new(contents: Contents, order: Order) -> None:
+    """MigrationError (replayed, policy) for a vTPM that is here, or that has come further already."""
+    if order.vtpm in contents.vtpms:
+        raise MigrationError("this vTPM is at this manager already", Cause.REPLAYED.word)
+    if order.generation + 1 <= moves.newest(contents, order.vtpm):
+        raise MigrationError("this order was used already: the vTPM has come further since", Cause.REPLAYED.word)
+
+
+def _move(side: Incoming, agreed: Agreed, final: FinalState, digest: bytes) -> Move:
+    order, found = side.order, side.peer
+    assert order is not None and found is not None  # the conversation has verified both
+    if (final.uuid, final.group, final.name) != (order.vtpm, order.group, side.name):
+        raise MigrationError("the state that came is not that of the vTPM in the order", Cause.ORDER.word)
+    return Move(
+        id=agreed.offer.move.hex(),
+        out=False,
+        state=str(DestinationState.PREPARED),
+        vtpm=final.uuid,
+        name=final.name,
+        group=final.group,
+        generation=order.generation + 1,
+        peer=found.platform.name,
+        address=agreed.offer.listens,
+        transcript=agreed.session.transcript,
+        peer_key=agreed.offer.move_key,
+        peer_ak=found.platform.ak.name,
+        order=order.digest,
+        started=ledgers.now(),
+        digest=digest,
+    )
+
+
+def _told(error: VtpmManagerError) -> VtpmManagerError:
+    """Where there is no room it is nobody's fault."""
+    if isinstance(error, BusyError | ConfigError):
+        return MigrationError(str(error), Cause.POLICY.word)
+    if isinstance(error, StoreError):
+        return MigrationError("the destination's disk has no room, or cannot be written", Cause.FAULT.word)
+    return error
+
+
+def _listen(where: str) -> socket.socket:
+    host, port = peer_link.parse_address(where)
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise ConfigError(f"cannot listen for moves at {where}: {error.strerror or error}") from None
