@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from manager_vm import crypto
 from manager_vm.crypto import Key
 from manager_vm.errors import IntegrityError
-from manager_vm.store import records
+from manager_vm.store import packing
 from manager_vm.store.records import Contents
 from manager_vm.trust import recovery
 from manager_vm.trust.signing import VerifyKey
@@ -44,21 +44,21 @@ def store_key(root: Key, secret: Key) -> Key:
 def seal(contents: Contents, root: Key, secret: Key) -> bytes:
     """The file. EvidenceError if the recovery recipient in it is not the authority's."""
     store = store_key(root, secret)
-    opened = records.pack_open(contents, _stanza(contents, root, store))
+    opened = packing.pack_open(contents, _stanza(contents, root, store))
     head = MAGIC + len(opened).to_bytes(_LENGTH_SIZE, "big") + opened
-    return head + crypto.seal(store, records.pack_secret(contents), head)
+    return head + crypto.seal(store, packing.pack_secret(contents), head)
 
 
 def open_with(data: bytes, store: Key) -> Contents:
     """Verified contents; IntegrityError if one bit differs, or the store key is another file's."""
     end = _end(data)
     secret_part = crypto.unseal(store, data[end:], data[:end], "the manifest's key table")
-    return records.unpack(data[_START:end], secret_part)
+    return packing.unpack(data[_START:end], secret_part)
 
 
 def look(data: bytes) -> Outside:
     """What can be read without a key; IntegrityError for something of another format."""
-    return Outside(*records.unpack_outside(data[_START : _end(data)]))
+    return Outside(*packing.unpack_outside(data[_START : _end(data)]))
 
 
 def _stanza(contents: Contents, root: Key, store: Key) -> bytes:

@@ -14,7 +14,7 @@ from manager_vm.errors import ConfigError, EvidenceError, StateError
 from manager_vm.keys.ek_ca import EkCa
 from manager_vm.protocol.lifecycle import State
 from manager_vm.server import groups
-from manager_vm.store import events, records
+from manager_vm.store import events, packing
 from manager_vm.store.records import Contents, VtpmKeys, VtpmRecord
 from manager_vm.trust import envelope, group, operator, roster, rules
 from manager_vm.trust.group import Hierarchy
@@ -109,9 +109,9 @@ def test_each_group_has_a_ca_that_tells_nothing_of_the_others() -> None:
 
 
 def test_a_groups_keys_stand_in_the_sealed_part_only_and_it_is_read_back_whole() -> None:
-    opened, secret = records.pack_open(WITH_ACME), records.pack_secret(WITH_ACME)
+    opened, secret = packing.pack_open(WITH_ACME), packing.pack_secret(WITH_ACME)
     assert WITH_ACME.groups["acme"].ca_key not in opened
-    assert records.unpack(opened, secret) == WITH_ACME
+    assert packing.unpack(opened, secret) == WITH_ACME
 
 
 def test_a_group_never_changes_hands() -> None:

@@ -9,7 +9,7 @@ import pytest
 from manager_vm.errors import EvidenceError, StateError
 from manager_vm.keys import identity
 from manager_vm.protocol.lifecycle import State
-from manager_vm.store import events, records
+from manager_vm.store import events, packing
 from manager_vm.store.records import Contents, Identity, SigningKey, VtpmRecord
 from manager_vm.trust import platform, tpm_structures
 from tests.unit.statements import AUTHORITY, STRANGER
@@ -69,13 +69,13 @@ def test_nobody_gets_a_key_before_the_enrolment_or_after_its_end() -> None:
 
 def test_an_identity_survives_the_manifest_and_its_keys_are_not_in_the_open_part_or_in_repr() -> None:
     contents = identity.assign(enrolled("a"), "a")
-    opened, secret = records.pack_open(contents), records.pack_secret(contents)
-    assert records.unpack(opened, secret) == contents
+    opened, secret = packing.pack_open(contents), packing.pack_secret(contents)
+    assert packing.unpack(opened, secret) == contents
     for part in (b"public0", b"private0", b"certificate0"):
         assert part not in opened and part in secret
     assert AK_AREA in opened and "private0" not in repr(contents)
     bare = replace(contents, identity=None)
-    assert records.unpack(records.pack_open(bare), records.pack_secret(bare)) == bare
+    assert packing.unpack(packing.pack_open(bare), packing.pack_secret(bare)) == bare
 
 
 def test_an_enrolment_is_an_event_and_an_assignment_is_none() -> None:

@@ -17,7 +17,7 @@ from manager_vm.crypto import Key
 from manager_vm.errors import IntegrityError, StoreError
 from manager_vm.protocol.channel_server import SessionState
 from manager_vm.protocol.lifecycle import State
-from manager_vm.store import atomic, blobs, records
+from manager_vm.store import atomic, blobs, packing
 from manager_vm.store.blobs import ParkedState
 from manager_vm.store.records import AuditHead, Contents, VtpmKeys, VtpmRecord
 from tests.disks import Disk
@@ -71,7 +71,7 @@ def revealed(contents: Contents) -> object:
 
 @given(all_contents())
 def test_contents_survive_their_two_parts(contents: Contents) -> None:
-    again = records.unpack(records.pack_open(contents), records.pack_secret(contents))
+    again = packing.unpack(packing.pack_open(contents), packing.pack_secret(contents))
     assert replace(again, keys={}) == replace(contents, keys={})
     assert revealed(again) == revealed(contents)
 
@@ -79,12 +79,12 @@ def test_contents_survive_their_two_parts(contents: Contents) -> None:
 def test_a_manifest_without_its_trust_is_of_another_format() -> None:
     opened = {"serial": 3, "ca": b"certificate", "vtpms": []}
     with pytest.raises(IntegrityError, match="of another format"):
-        records.unpack(msgpack.packb(opened), records.pack_secret(Contents(3, b"", b"")))
+        packing.unpack(msgpack.packb(opened), packing.pack_secret(Contents(3, b"", b"")))
 
 
 def test_no_key_is_in_the_open_part_or_in_repr() -> None:
     contents = Contents(1, b"certificate", SECRET).with_vtpm(RECORD, VtpmKeys(Key(SECRET), Key(SECRET)))
-    assert SECRET not in records.pack_open(contents)
+    assert SECRET not in packing.pack_open(contents)
     for text in (repr(contents), str(contents), repr(contents.keys), f"{Key(SECRET)!s}"):
         assert repr(SECRET)[2:-1] not in text
         assert SECRET.hex() not in text
@@ -102,8 +102,8 @@ def test_contents_are_changed_only_in_copies() -> None:
     assert gone.named("web") is None
 
 
-GOOD_OPEN = records.pack_open(Contents(1, b"", b"").with_vtpm(RECORD))
-GOOD_SECRET = records.pack_secret(Contents(1, b"", b"").with_vtpm(RECORD, VtpmKeys(Key(SECRET))))
+GOOD_OPEN = packing.pack_open(Contents(1, b"", b"").with_vtpm(RECORD))
+GOOD_SECRET = packing.pack_secret(Contents(1, b"", b"").with_vtpm(RECORD, VtpmKeys(Key(SECRET))))
 
 
 @pytest.mark.parametrize(
@@ -123,9 +123,9 @@ GOOD_SECRET = records.pack_secret(Contents(1, b"", b"").with_vtpm(RECORD, VtpmKe
     ],
 )
 def test_authentic_parts_of_another_format_are_an_integrity_error(open_part: bytes, secret_part: bytes) -> None:
-    records.unpack(GOOD_OPEN, GOOD_SECRET)
+    packing.unpack(GOOD_OPEN, GOOD_SECRET)
     with pytest.raises(IntegrityError):
-        records.unpack(open_part, secret_part)
+        packing.unpack(open_part, secret_part)
 
 
 # -- atomic files ---------------------------------------------------------------------------------------------
