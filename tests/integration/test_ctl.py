@@ -253,7 +253,7 @@ def completed(script: Path, vtpmctl: str, *words: str) -> list[str]:
 def test_a_completion_script_is_one_that_its_shell_can_read(scripts: dict[str, Path], shell: str) -> None:
     if shell == "fish" and not shutil.which("fish"):
         lines = scripts[shell].read_text().replace("\\\n", "").splitlines()
-        assert len(lines) == 8 + 3 * len(actions.ACTIONS) and all(
+        assert len(lines) == 9 + 3 * len(actions.ACTIONS) and all(
             line.startswith("complete -c vtpmctl ") for line in lines
         )
         return
@@ -296,7 +296,7 @@ def test_bash_offers_the_actions_of_an_offline_verb_then_roles_and_files(scripts
     bash = scripts["bash"]
     (there / "alice.key.pub").touch()
     assert completed(bash, _FAKE, "authority", "") == list(actions.ACTIONS["authority"])
-    assert completed(bash, _FAKE, "--json", "authority", "re") == ["revoke", "remove"]
+    assert completed(bash, _FAKE, "--json", "authority", "re") == ["revoke", "remove", "recover"]
     assert completed(bash, _FAKE, "key", "") == ["new"]
     assert completed(bash, _FAKE, "authority", "enroll", "ali") == ["alice.key.pub"]
     assert completed(bash, _FAKE, "authority", "enroll", "d", "--role", "a") == ["admin", "auditor"]

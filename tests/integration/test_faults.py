@@ -136,7 +136,7 @@ def test_a_swtpm_that_does_not_start_once_is_not_taken_for_damage(make: Make, tm
     broken, wrapper = tmp_path / "broken", tmp_path / "swtpm"
     wrapper.write_text(f'#!/bin/sh\n[ -e {broken} ] && [ "$3" != --print-capabilities ] && exit 1\nexec swtpm "$@"\n')
     wrapper.chmod(0o755)
-    for path in (tmp_path, *tmp_path.parents[:2]):
+    for path in (tmp_path, *tmp_path.parents[:3]):
         path.chmod(0o755)
     manager = make({"swtpm": str(wrapper)}).start()
     manager.add("a")
