@@ -35,6 +35,7 @@ from manager_vm.vtpm import swtpm
 from manager_vm.vtpm.registry import Registry
 from manager_vm.vtpm.run import Launcher
 from manager_vm.vtpm.steps import Disk
+from manager_vm.vtpm.transit import Transit
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ class Opened:
     images: Images
     journal: Journal
     registry: Registry
+    transit: Transit
     enrolment: Enrolment
     hardware: Hardware
     voucher: HardwareVoucher
@@ -60,7 +62,7 @@ class Ground:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.warnings = _check_programs(config)
+        self.versions, self.warnings = _check_programs(config)
         _make_directories(config)
         self._lock_fd = atomic.lock_directory(config.state_dir)
         try:
@@ -90,9 +92,10 @@ def open_manager(ground: Ground) -> Opened:
     known = len(ground.warnings)
     journal = Journal(open_log(config.state_dir, contents.audit, ground.warnings), manifest)
     journal.start(VERSION, broken=len(ground.warnings) > known)
+    disk = _disk(config)
     registry = Registry(
         manifest,
-        _disk(config),
+        disk,
         uid_base=config.uid_base,
         limit=config.max_vtpms,
         patience=_PATIENCE,
@@ -101,19 +104,21 @@ def open_manager(ground: Ground) -> Opened:
     enrolment = Enrolment(ground.tpm, authorizations, manifest)
     hardware = PlatformHardware(ground.tpm, authorizations, manifest)
     voucher = HardwareVoucher(ground.tpm, authorizations, images, manifest, ground.event_log)
-    return Opened(manifest, images, journal, registry, enrolment, hardware, voucher)
+    return Opened(manifest, images, journal, registry, Transit(manifest, registry, disk), enrolment, hardware, voucher)
 
 
-def _check_programs(config: Config) -> list[str]:
-    swtpm.capabilities(config.swtpm)
-    warnings = packages.known_vulnerable(packages.installed())
+def _check_programs(config: Config) -> tuple[dict[str, str], list[str]]:
+    """Versions of swtpm and libtpms, and what is wrong with them."""
+    installed = packages.installed()
+    versions = {"swtpm": swtpm.capabilities(config.swtpm).version, "libtpms": installed.get("libtpms0", "")}
+    warnings = packages.known_vulnerable(installed)
     if warnings and config.strict:
         raise ConfigError(
             "; ".join(warnings) + "; install the fixed versions, or set strict = false to run all the same"
         )
     for warning in warnings:
         log.warning("%s", warning)
-    return warnings
+    return versions, warnings
 
 
 def _make_directories(config: Config) -> None:

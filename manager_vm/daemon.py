@@ -19,6 +19,7 @@ from manager_vm.server.attestor import Attestor
 from manager_vm.server.certify import Certifier
 from manager_vm.server.desk import Desk
 from manager_vm.server.links import Perform, open_link
+from manager_vm.server.moving import Moving
 from manager_vm.server.reception import Provisioning, Reception, Recovering
 from manager_vm.server.verbs import HOST, Verbs
 from manager_vm.server.watch import Watch
@@ -53,16 +54,18 @@ def run(config: Config, *, announce: bool = False) -> None:
         if config.own_host:
             wiring.reopen()
             _name_running_boots(opened.registry)
-        verbs = Verbs(opened.manifest, registry, wiring, attestor, config, ground.warnings)
+        moving = _moving(config, ground, opened, wiring)
+        tasks.callback(moving.close)
+        verbs = Verbs(opened.manifest, registry, wiring, attestor, config, ground.warnings, moving.address)
         host_link = open_link(config.host_link, _guarded(lambda request: verbs.perform(HOST, request)))
         tasks.callback(host_link.close)
         certifier = Certifier(opened.manifest, registry, opened.hardware, config.command_deadline)
-        desk = Desk(opened.manifest, opened.images, opened.journal, verbs, opened.enrolment, certifier)
+        desk = Desk(opened.manifest, opened.images, opened.journal, verbs, opened.enrolment, certifier, moving)
         admin_link = open_link(config.admin, _guarded(desk.perform))
         tasks.callback(admin_link.close)
         _ready(announce)
         tasks.callback(wiring.hasten, _GRACE)  # the first thing at every end
-        _wait(stop, (watch, host_link, admin_link))
+        _wait(stop, (watch, moving, host_link, admin_link))
         log.info("stopping: every vTPM is parked")
         systemd.notify("STOPPING=1")
 
@@ -97,6 +100,25 @@ def _received(config: Config, reception: Reception, stop: int) -> bool:
     finally:
         link.close()
     return True
+
+
+def _moving(config: Config, ground: boot.Ground, opened: boot.Opened, wiring: Wiring) -> Moving:
+    def arrived(name: str) -> None:
+        if config.own_host:  # as its own host side it wires what comes, and says which boot runs
+            wiring.attach(name, f"unix:{config.run_dir / 'channels' / name}.sock")
+            opened.registry.report_boot(name, opened.registry.record(name).boot)
+
+    return Moving(
+        config,
+        opened.manifest,
+        opened.registry,
+        opened.transit,
+        wiring,
+        opened.images,
+        opened.voucher,
+        ground.versions,
+        arrived,
+    )
 
 
 def _enrol(ground: boot.Ground, opened: boot.Opened) -> None:

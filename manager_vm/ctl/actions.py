@@ -150,6 +150,17 @@ Writes DIR/recovery/N.json, for 'recover --order'.
 example: vtpmctl authority recover authority --manager 8c1f... --from 000b5e... --to 000ba0... --reason 'board died'
 """,
         ),
+        "order": (
+            "order the move of one vTPM from one platform to another",
+            """\
+--vtpm and --generation are what 'show' of the vTPM's manager says, --from and --to the
+names of both platforms ('platform show'). The order is good once: the generation grows
+with each move. The directory is that of the authority of the vTPM's group: DIR of the
+platforms for the group default, the tenant's own for a tenant's.
+
+example: vtpmctl authority order authority --vtpm 0d2c... --generation 1 --from rack1 --to rack2 --out order.json
+""",
+        ),
         "show": (
             "what a signed file says, and whether the signature is good",
             """\

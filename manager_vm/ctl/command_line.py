@@ -15,6 +15,7 @@ from manager_vm.ctl import (
     details,
     evidence,
     help,
+    migration,
     operators,
     platforms,
     recovery,
@@ -37,6 +38,9 @@ NAMED = [
     "ek-cert",
     "certify",
     "quote",
+    "migrate",
+    "abort",
+    "declare-dead",
 ]
 
 
@@ -112,6 +116,7 @@ def _add_arguments(verbs: dict[str, argparse.ArgumentParser]) -> None:
     credentials.add_arguments(verbs["certify"])
     platforms.add_arguments(verbs["platform"])
     recovery.add_arguments(verbs)
+    migration.add_arguments(verbs)
     audit.add_arguments(verbs["audit"])
     evidence.add_arguments(verbs)
     verbs["completion"].add_argument("shell", choices=completion.SHELLS)

@@ -20,6 +20,7 @@ from manager_vm.ctl import (
     doctor,
     evidence,
     help,
+    migration,
     operators,
     output,
     platforms,
@@ -123,6 +124,12 @@ def _release(args: Args) -> None:
     _show(args, _call(args, "release", name=args.name, discard=args.discard))
 
 
+def _declare_dead(args: Args) -> None:
+    what = f"if the destination of {args.name!r} is alive there are two of it, for ever"
+    _confirm(args, what, f"Is the destination of vTPM {args.name!r} gone for good?")
+    _show(args, _call(args, "declare_dead", name=args.name))
+
+
 def _attach(args: Args) -> None:
     if args.print == "qemu":
         print(wiring.qemu_arguments(args.name, args.channel or "ivshmem"))
@@ -208,6 +215,11 @@ _HANDLERS: dict[str, Callable[[Args], int | None]] = {
     "upgrade": lambda args: operators.upgrade(args, _call),
     "revoke": lambda args: operators.revoke(args, _call),
     "approvals": lambda args: operators.approvals(args, _call),
+    "migrate": lambda args: migration.migrate(args, _call),
+    "evacuate": lambda args: migration.evacuate(args, _call),
+    "migrations": lambda args: migration.migrations(args, _call),
+    "abort": _simple("abort", "name"),
+    "declare-dead": _declare_dead,
     "certify": lambda args: credentials.certify(args, _call),
     "credential": _offline,
     "quote": lambda args: evidence.quote(args, _call),

@@ -9,10 +9,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from manager_vm.ctl import actions, credentials, platforms
+from manager_vm.ctl import actions, credentials, migration, platforms
 from manager_vm.ctl import recovery as recovering
 from manager_vm.errors import ConfigError, EvidenceError
-from manager_vm.trust import approval, enrolment, envelope, group, group_register, operator, platform, policy, recovery
+from manager_vm.trust import (
+    approval,
+    enrolment,
+    envelope,
+    group,
+    group_register,
+    operator,
+    order,
+    platform,
+    policy,
+    recovery,
+)
 from manager_vm.trust.authority import AuthorityDirectory, read_statement
 from manager_vm.trust.group import Hierarchy
 from manager_vm.trust.operator import Role
@@ -230,6 +241,12 @@ def _of_order(data: bytes, authority: VerifyKey) -> dict[str, Any]:
     return {**way, "revoked": approval.numbers(found.revoked), "order": found.id.hex()}
 
 
+def _of_move(data: bytes, authority: VerifyKey) -> dict[str, Any]:
+    found = order.verify(data, lambda group: authority)
+    way = {"vtpm": found.vtpm, "generation": found.generation, "from": found.source, "to": found.destination}
+    return {**way, "group": found.group, "issued": found.issued, "order": found.id}
+
+
 _MEANINGS: dict[str, Callable[[bytes, VerifyKey], dict[str, Any]]] = {
     approval.APPROVAL: _of_approval,
     approval.REVOCATION: _of_revocation,
@@ -240,6 +257,7 @@ _MEANINGS: dict[str, Callable[[bytes, VerifyKey], dict[str, Any]]] = {
     enrolment.CHALLENGE: _of_challenge,
     recovery.RECIPIENT: _of_recipient,
     recovery.ORDER: _of_order,
+    order.ORDER: _of_move,
 }
 
 ACTIONS: dict[tuple[str, str], Callable[[Args], Result]] = {
@@ -249,6 +267,7 @@ ACTIONS: dict[tuple[str, str], Callable[[Args], Result]] = {
     ("authority", "enroll"): _enroll,
     ("authority", "remove"): _remove,
     ("authority", "recover"): recovering.order,
+    ("authority", "order"): migration.give,
     ("authority", "show"): _show,
     ("key", "new"): _new_key,
     ("credential", "show"): credentials.show,

@@ -18,6 +18,7 @@ from manager_vm.keys.enrolment import Enrolment
 from manager_vm.server import groups, provision, recovery
 from manager_vm.server.certify import Certifier
 from manager_vm.server.journal import Journal
+from manager_vm.server.moving import Moving
 from manager_vm.server.verbs import ADMIN, Verbs
 from manager_vm.store.manifest import Manifest
 from manager_vm.trust import request, roster, rules
@@ -42,6 +43,7 @@ class Desk:
         verbs: Verbs,
         enrolment: Enrolment,
         certifier: Certifier,
+        moving: Moving,
     ) -> None:
         self._manifest = manifest
         self._images = images
@@ -49,6 +51,7 @@ class Desk:
         self._verbs = verbs
         self._enrolment = enrolment
         self._certifier = certifier
+        self._moving = moving
         self._nonces = Nonces()
         self._lock = threading.Lock()  # of the nonces
 
@@ -246,6 +249,10 @@ OWN: dict[str, Callable[[Desk, dict[str, Any]], Any]] = {
     "approvals": Desk.approvals,
     "audit": Desk.audit,
     "certify": Desk.certify,
+    "migrate": lambda desk, args: desk._moving.migrate(args),
+    "migrations": lambda desk, args: desk._moving.listed(args),
+    "abort": lambda desk, args: desk._moving.abort(args),
+    "declare_dead": lambda desk, args: desk._moving.declare_dead(args),
     "recovery": Desk.recovery,
     "recovery_set": Desk.recovery_set,
     "recovery_off": Desk.recovery_off,

@@ -1,4 +1,4 @@
-"""The destination's side of moves: a listener, a thread for each connection, limits before anything dear (MIGRATION.md, 9).
+"""The destination's side of moves: a listener, a thread for each connection, limits first (MIGRATION.md, section 9).
 
 Post-condition of a connection: either the vTPM is PREPARED or further, durable, or nothing of it is here.
 """

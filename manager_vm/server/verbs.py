@@ -45,6 +45,7 @@ class Verbs:
         attestor: Attestor,
         config: Config,
         warnings: list[str],
+        migration: str,
     ) -> None:
         self._manifest = manifest
         self._registry = registry
@@ -52,6 +53,7 @@ class Verbs:
         self._attestor = attestor
         self._config = config
         self._warnings = warnings
+        self._migration = migration
         self._started = time.time()
 
     def perform(self, table: dict[str, Verb], request: Request | SignedRequest) -> Any:
@@ -69,7 +71,7 @@ class Verbs:
         """Version, start time (s since 1970), how many vTPMs in which state, memory in KiB, warnings.
 
         ``manager``: the id that signed requests name. ``authority``: id of the key that enrols operators, or "".
-        ``recovered``: the recoveries of this manager.
+        ``recovered``: the recoveries of this manager. ``migration``: where it listens for moves, "" = nowhere.
         """
         contents = self._manifest.contents
         states = Counter(str(vtpm.state) for vtpm in self._registry.all())
@@ -82,6 +84,7 @@ class Verbs:
             "memory_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
             "warnings": self._warnings,
             "recovered": [recovery.marked(each) for each in contents.recovered],
+            "migration": self._migration,
         }
 
     def list(self, args: dict[str, Any]) -> list[dict[str, Any]]:

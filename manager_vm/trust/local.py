@@ -98,6 +98,11 @@ def open_or_make(directory: Path) -> LocalAuthority:
     return LocalAuthority(directory)
 
 
+def directory(beside: Path) -> Path | None:
+    """The authority of this machine for the manager whose sockets are in ``beside``; None if there is none."""
+    return next((each for each in (beside / DIRECTORY, beside.parent / DIRECTORY) if each.is_dir()), None)
+
+
 def operator_key(beside: Path) -> Path | None:
     """The operator's key for the manager in directory ``beside``, if there is one that belongs to this user alone."""
     for directory in (beside / DIRECTORY, beside.parent / DIRECTORY):

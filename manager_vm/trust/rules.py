@@ -66,6 +66,10 @@ RULES: dict[str, Rule] = {
     "stop": Rule(_WORKERS, about=About.VTPM, platform=_ADMIN),
     "destroy": _OPERATORS,
     "certify": _OPERATORS,
+    "migrate": Rule(_WORKERS, about=About.VTPM, platform=_ADMIN),  # the order, by the group's authority, decides
+    "migrations": Rule(frozenset(Role), changes=False),
+    "abort": Rule(_WORKERS, about=About.VTPM, platform=_ADMIN),
+    "declare_dead": _ADMINS,
     "release": Rule(_ADMIN, about=About.VTPM),
     "groups": _ANYBODY,
     "group_add": _ADMINS,

@@ -1,0 +1,186 @@
+"""Moves of vTPMs as the daemon starts them and operators ask for them: sender, receiver, and who asks again."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+from manager_vm.config import Config
+from manager_vm.errors import ConfigError, MigrationError, StateError, VtpmManagerError
+from manager_vm.keys.approvals import Images
+from manager_vm.keys.evidence import Voucher
+from manager_vm.protocol.handover import SourceState
+from manager_vm.server.ledger import Ledger
+from manager_vm.server.migrate_in import Receiver
+from manager_vm.server.migrate_out import Sender
+from manager_vm.server.move_rules import Local
+from manager_vm.server.peer_link import PeerLink
+from manager_vm.server.wiring import Wiring
+from manager_vm.store import moves
+from manager_vm.store.manifest import Manifest
+from manager_vm.store.records import Move
+from manager_vm.vtpm.registry import Registry
+from manager_vm.vtpm.transit import Transit
+from manager_vm.wire.migration import Handover
+
+log = logging.getLogger(__name__)
+
+_LOOK = 1.0  # seconds
+_FIRST, _LONGEST = 5.0, 60.0  # seconds before a peer is asked again, growing
+_ANSWER = 20.0
+
+
+class Moving:
+    """Thread-safe. ``arrived``: what is done for a vTPM that is PREPARED."""
+
+    def __init__(
+        self,
+        config: Config,
+        manifest: Manifest,
+        registry: Registry,
+        transit: Transit,
+        wiring: Wiring,
+        images: Images,
+        voucher: Voucher,
+        versions: Mapping[str, str],
+        arrived: Callable[[str], None],
+    ) -> None:
+        self._manifest = manifest
+        self._registry = registry
+        self._ledger = Ledger(manifest, transit, config.state_dir / "moves", wiring.detach)
+        self._ledger.recover()
+        self._tasks = ExitStack()
+        local = Local(manifest, images, voucher, versions)
+        self._receiver: Receiver | None = None
+        if config.migration:
+            self._receiver = Receiver(local, transit, self._ledger, config.migration, arrived)
+            self._tasks.callback(self._receiver.close)
+        self._sender = Sender(local, transit, self._ledger, self.address)
+        self._asker = Asker(self._ledger)
+        self._tasks.callback(self._asker.close)
+
+    @property
+    def address(self) -> str:
+        """Where this manager listens for moves, "" if it does not."""
+        return self._receiver.address if self._receiver is not None else ""
+
+    @property
+    def alive(self) -> bool:
+        """Whether all threads live."""
+        return self._asker.alive and (self._receiver is None or self._receiver.alive)
+
+    def close(self) -> None:
+        """No new moves; those under way end as if the network had."""
+        self._tasks.close()
+
+    def migrate(self, args: dict[str, Any]) -> dict[str, Any]:
+        """Move vTPM ``name`` by ``order`` to the manager at ``to``; ``dry_run``: all but the move itself."""
+        name, ordered, to = args.get("name"), args.get("order"), args.get("to")
+        if not isinstance(name, str) or not isinstance(ordered, bytes) or not isinstance(to, str):
+            raise ConfigError("name a vTPM, an order of its group's authority, and the other manager's address")
+        record = self._registry.record(name, _group(args))
+        return self._sender.migrate(record, ordered, to, dry_run=args.get("dry_run") is True)
+
+    def listed(self, args: dict[str, Any]) -> list[dict[str, Any]]:
+        """All moves that are remembered, oldest first."""
+        return [_told(move) for move in self._manifest.contents.moves.values()]
+
+    def abort(self, args: dict[str, Any]) -> dict[str, Any]:
+        """Give up the move of vTPM ``name``, at either end, if it has not come to its point of no return."""
+        move = self._open(args)
+        if self._ledger.give_up(move.id, "", "an operator has given it up") is None:
+            raise StateError(f"the move of vTPM {move.name!r} cannot be given up any more: it is {move.state}")
+        return _told(self._ledger.get(move.id))
+
+    def declare_dead(self, args: dict[str, Any]) -> dict[str, Any]:
+        """Take back vTPM ``name`` from a destination that will never answer."""
+        move = self._open(args)
+        self._ledger.declare_dead(move.id)
+        return _told(self._ledger.get(move.id))
+
+    def _open(self, args: dict[str, Any]) -> Move:
+        record = self._registry.record(str(args.get("name")), _group(args))
+        move = moves.open_one(self._manifest.contents, record.uuid)
+        if move is None:
+            raise StateError(f"vTPM {record.name!r} does not move")
+        return move
+
+
+class Asker:
+    """A thread that asks the peers of open moves again, until they have answered."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._due: dict[str, tuple[float, float]] = {}  # move -> (when, pause before)
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="ask again", daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still asks."""
+        return self._thread.is_alive()
+
+    def close(self) -> None:
+        """Idempotent."""
+        self._closing.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._closing.wait(_LOOK):
+            waiting = self._ledger.open()
+            self._due = {move.id: self._due.get(move.id) or (time.monotonic() + _FIRST, _FIRST) for move in waiting}
+            for move in waiting:
+                when, pause = self._due[move.id]
+                if time.monotonic() >= when and not self._closing.is_set():
+                    pause = min(pause * 2, _LONGEST)
+                    self._due[move.id] = (time.monotonic() + pause, pause)
+                    self._ask(move)
+
+    def _ask(self, move: Move) -> None:
+        try:
+            word = self._ledger.again(move.id)
+            if word is None or not move.address:
+                return
+            with PeerLink.connect(move.address) as link:
+                link.send(word)
+                answer = link.receive(_ANSWER)
+            if isinstance(answer, Handover):
+                self._ledger.hear(answer)
+        except MigrationError as error:
+            log.info("move %s of vTPM %s: platform %s: %s", move.id[:8], move.name, move.peer, error)
+        except VtpmManagerError as error:
+            log.error("move %s of vTPM %s: %s", move.id[:8], move.name, error)
+
+
+def _group(args: dict[str, Any]) -> str | None:
+    group = args.get("group")
+    return group if isinstance(group, str) else None
+
+
+def _told(move: Move) -> dict[str, Any]:
+    """For people and programs; receipts in hex."""
+    waits = "" if move.ended else ("the destination's word" if move.state == SourceState.TOMBSTONE else "its peer")
+    return {
+        "move": move.id,
+        "name": move.name,
+        "vtpm": move.vtpm,
+        "group": move.group,
+        "direction": "out" if move.out else "in",
+        "state": move.state,
+        "peer": move.peer,
+        "address": move.address,
+        "generation": move.generation,
+        "started": move.started,
+        "ended": move.ended,
+        "waits": waits,
+        "cause": move.cause,
+        "text": move.text,
+        "order": move.order.hex(),
+        "transcript": move.transcript.hex(),
+        "receipt": {"sent": move.sent.hex(), "received": move.received.hex(), "peer_key": move.peer_key.hex()},
+    }
