@@ -8,7 +8,16 @@ import select
 import time
 
 from manager_vm.errors import BusyError, ConfigError, ProtocolError, UnreachableError, VtpmManagerError
-from manager_vm.protocol.channel_client import KERNEL_PATIENCE, Answer, ChannelClient, Event, Evidence, Lost, Send
+from manager_vm.protocol.channel_client import (
+    KERNEL_PATIENCE,
+    Answer,
+    ChannelClient,
+    Event,
+    Evidence,
+    Lost,
+    Moved,
+    Send,
+)
 from manager_vm.vchan import address
 from manager_vm.vchan.endpoint import Endpoint, State
 from manager_vm.wire import channel, framing
@@ -23,10 +32,15 @@ _CHUNK = 65536
 
 
 class Link:
-    """Owns the end point. Poll ``fileno()`` (if not -1) for ``timeout()`` seconds, then call ``step()``."""
+    """Owns the end point. Poll ``fileno()`` (if not -1) for ``timeout()`` seconds, then call ``step()``.
+
+    ``where``: a channel, or several with commas between them for a vTPM that may move: the session goes on at the next
+    one when this one is lost, or when the manager there says that the vTPM has moved.
+    """
 
     def __init__(self, where: str, patience: float = KERNEL_PATIENCE) -> None:
-        self._address = address.parse(where)
+        self._addresses = [address.parse(each) for each in where.split(",")]
+        self._at = 0  # which of them
         self._client = ChannelClient(os.urandom(channel.SESSION_SIZE), patience)
         self._endpoint: Endpoint | None = None
         self._decoder = framing.Decoder(channel.MAX_BODY)
@@ -129,7 +143,7 @@ class Link:
             if isinstance(error, ConfigError) and not self._served:
                 raise
             self._complain(error)
-            self._back_off(now)
+            self._go_on(now)
             return
         self._decoder = framing.Decoder(channel.MAX_BODY, resync=self._endpoint.lossy)
         self._epoch = self._endpoint.epoch
@@ -187,6 +201,8 @@ class Link:
                     self._outcomes.append(outcome)
                 case Lost(reason):
                     answers += self._drop(reason, time.monotonic())
+                case Moved() if len(self._addresses) > 1:
+                    answers += self._drop("the vTPM has moved", time.monotonic())
         return answers
 
     def _send(self, message: channel.Message) -> list[bytes]:
@@ -204,8 +220,18 @@ class Link:
         if self._endpoint is not None:
             self._endpoint.close()
             self._endpoint = None
-        self._back_off(now)
+        self._go_on(now)
         return []
+
+    @property
+    def _address(self) -> address.Address:
+        return self._addresses[self._at]
+
+    def _go_on(self, now: float) -> None:
+        """To the next channel; a pause when all of them were tried."""
+        self._at = (self._at + 1) % len(self._addresses)
+        if self._at == 0 or len(self._addresses) == 1:
+            self._back_off(now)
 
     def _back_off(self, now: float) -> None:
         self._next_try = now + self._pause

@@ -49,7 +49,8 @@ def run(config: Config, *, announce: bool = False) -> None:
         tasks.callback(watch.close)
         attestor = Attestor(opened.manifest, registry, opened.voucher)
         tasks.callback(attestor.close)
-        wiring = Wiring(registry, config.command_deadline, attestor)
+        own_channels = config.run_dir / "channels" if config.own_host else None
+        wiring = Wiring(registry, config.command_deadline, attestor, own_channels)
         tasks.callback(wiring.close)
         if config.own_host:
             wiring.reopen()
@@ -105,8 +106,11 @@ def _received(config: Config, reception: Reception, stop: int) -> bool:
 def _moving(config: Config, ground: boot.Ground, opened: boot.Opened, wiring: Wiring) -> Moving:
     def arrived(name: str) -> None:
         if config.own_host:  # as its own host side it wires what comes, and says which boot runs
-            wiring.attach(name, f"unix:{config.run_dir / 'channels' / name}.sock")
-            opened.registry.report_boot(name, opened.registry.record(name).boot)
+            try:
+                wiring.attach(name, wiring.default_channel(name))
+                opened.registry.report_boot(name, opened.registry.record(name).boot)
+            except VtpmManagerError as error:
+                log.warning("vTPM %s has come and is not wired: %s", name, error)
 
     return Moving(
         config,

@@ -13,7 +13,19 @@ from typing import Any
 from manager_vm.errors import LocalProtocolError
 from manager_vm.protocol.quote_client import Outcome, QuoteClient
 from manager_vm.wire import tpm
-from manager_vm.wire.channel import Bye, Command, Error, Hello, Message, NotAccepted, Ping, Pong, Response, Welcome
+from manager_vm.wire.channel import (
+    Bye,
+    Command,
+    Error,
+    Hello,
+    Message,
+    NotAccepted,
+    Ping,
+    Pong,
+    Reason,
+    Response,
+    Welcome,
+)
 from manager_vm.wire.quote import QuoteBegin, QuoteFetch, QuotePart, QuoteRefused
 
 HELLO_INTERVAL = 1.0
@@ -64,7 +76,12 @@ class Evidence:
     outcome: Outcome
 
 
-Event = Send | Answer | Lost | Evidence
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """Another manager has the vTPM: whoever knows another channel goes there. The command stays."""
+
+
+Event = Send | Answer | Lost | Evidence | Moved
 
 
 @dataclass(slots=True)
@@ -241,7 +258,7 @@ class ChannelClient:
         pending.try_at = now + RETRY_INTERVAL
         if pending.abandoned:
             self._pending, self._queued = self._queued, None
-        return []
+        return [Moved()] if message.reason is Reason.MOVED else []
 
     def _pong(self, message: Pong, now: float) -> list[Event]:
         return self._push(now)

@@ -18,7 +18,6 @@ from manager_vm.errors import ConfigError, RemoteProtocolError, UnknownVtpmError
 from manager_vm.server import recovery
 from manager_vm.server.attestor import Attestor
 from manager_vm.server.wiring import Wiring
-from manager_vm.store import atomic
 from manager_vm.store.manifest import Manifest
 from manager_vm.store.records import VtpmRecord
 from manager_vm.trust.group import DEFAULT
@@ -146,7 +145,7 @@ class Verbs:
     def attach(self, args: dict[str, Any]) -> dict[str, Any]:
         """Wire a vTPM to a channel and name the running boot (none given: power on what is off, else the newest)."""
         name, boot = _name(args), _get(args, "boot", int, None)
-        channel = _get(args, "channel", str, None) or self._default_channel(name)
+        channel = _get(args, "channel", str, None) or self._wiring.default_channel(name)
         if boot is not None:
             self._registry.refuse_old_boot(name, boot)  # before anything is opened or committed for it
         new = self._wiring.attach(name, channel)
@@ -169,13 +168,6 @@ class Verbs:
         if number is None:
             raise ConfigError("boot needs the number of the VM's boot")
         return self._brief(self._registry.report_boot(_name(args), number))
-
-    def _default_channel(self, name: str) -> str:
-        if not self._config.own_host:
-            raise ConfigError("name the channel: ivshmem[:PCI-ADDRESS] or virtio-serial:NAME")
-        directory = self._config.run_dir / "channels"
-        atomic.make_directory(directory)
-        return f"unix:{directory / name}.sock"
 
     def _brief(self, record: VtpmRecord) -> dict[str, Any]:
         vtpm = self._registry.get(record.name)

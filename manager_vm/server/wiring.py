@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from pathlib import Path
 
-from manager_vm.errors import BusyError, StateError, VtpmManagerError
+from manager_vm.errors import BusyError, ConfigError, StateError, VtpmManagerError
 from manager_vm.server.attestor import Attestor
 from manager_vm.server.guest_channel import GuestChannel
+from manager_vm.store import atomic
 from manager_vm.vchan import address
 from manager_vm.vtpm.registry import Registry
 
@@ -16,9 +18,13 @@ log = logging.getLogger(__name__)
 
 
 class Wiring:
-    """Thread-safe. One channel per vTPM, one vTPM per channel."""
+    """Thread-safe. One channel per vTPM, one vTPM per channel.
 
-    def __init__(self, registry: Registry, deadline: float, attestor: Attestor) -> None:
+    ``own_channels``: the directory where a manager that is its own host side serves vTPMs, None for others.
+    """
+
+    def __init__(self, registry: Registry, deadline: float, attestor: Attestor, own_channels: Path | None) -> None:
+        self._own_channels = own_channels
         self._registry = registry
         self._attestor = attestor
         self._deadline = deadline
@@ -26,6 +32,13 @@ class Wiring:
         self._ending: set[str] = set()  # vTPMs whose channel is being closed
         self._latest: float | None = None  # the manager stops: no command executes after this
         self._lock = threading.Lock()
+
+    def default_channel(self, name: str) -> str:
+        """Where a manager that is its own host side serves a vTPM; ConfigError for others."""
+        if self._own_channels is None:
+            raise ConfigError("name the channel: ivshmem[:PCI-ADDRESS] or virtio-serial:NAME")
+        atomic.make_directory(self._own_channels)
+        return f"unix:{self._own_channels / name}.sock"
 
     def attach(self, name: str, channel: str) -> bool:
         """Serve vTPM ``name`` on ``channel``; a broken channel is reopened. False: the same pair again, no change."""

@@ -1,6 +1,6 @@
-"""A ``dev`` manager that dies by SIGKILL at one point of a commit: ``-m tests.integration.crashing DIR POINT ARMED``.
+"""A ``dev`` manager that dies by SIGKILL at one point of a commit: ``-m tests.integration.crashing DIR POINT ARMED N``.
 
-Of the first commit, that is, that finds the file ARMED.
+Of the N-th commit, that is, that finds the file ARMED.
 
 POINT is a step of the manifest's commit, or "before NV_Write" and "after NV_Write": around the anchor's command in
 the hardware TPM, which dies with the manager as a VM's reset would leave it.
@@ -23,17 +23,21 @@ POINTS = (*Step, BEFORE, AFTER)
 _NV_WRITE = 0x137
 
 
-def program(directory: Path, point: str, armed: Path) -> list[str]:
+def program(directory: Path, point: str, armed: Path, number: int = 1) -> list[str]:
     """For Python: a manager on ``directory`` that dies there."""
-    return ["-m", "tests.integration.crashing", str(directory), point, str(armed)]
+    return ["-m", "tests.integration.crashing", str(directory), point, str(armed), str(number)]
 
 
 def main() -> int:
-    directory, wanted, armed = sys.argv[1:]
+    directory, wanted, armed, number = sys.argv[1:]
+    left = int(number)
 
     def reached(point: str) -> None:
+        nonlocal left
         if point == wanted and os.path.exists(armed):
-            os.kill(os.getpid(), signal.SIGKILL)
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
 
     Manifest.reached = staticmethod(reached)
     execute = Standin.execute

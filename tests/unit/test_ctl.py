@@ -212,6 +212,7 @@ OTHERS = {
     "audit",
     "recover_offer",
     "recover",
+    "migrate",
 }  # see the tests about them
 STEPS = {"quote", "recovery_set", "platform_evidence", "platform_activate", "platform_install"}
 SERVED = {*verbs.ADMIN, *desk.OWN, *reception.SERVED}
@@ -238,6 +239,9 @@ REQUESTS: list[tuple[str, Path, str, dict[str, Any]]] = [
     ("recovery off", ADMIN, "recovery_off", {}),
     ("approvals", ADMIN, "approvals", {}),
     ("platform show", ADMIN, "platform_show", {}),
+    ("migrations", ADMIN, "migrations", {}),
+    ("abort web", ADMIN, "abort", {"name": "web"}),
+    ("declare-dead web --yes", ADMIN, "declare_dead", {"name": "web"}),
     ("attach web", HOST, "attach", {"name": "web", "channel": None, "boot": None}),
     ("attach web ivshmem --boot 3", HOST, "attach", {"name": "web", "channel": "ivshmem", "boot": 3}),
     ("detach web", HOST, "detach", {"name": "web"}),
@@ -471,7 +475,13 @@ def test_what_must_be_signed_is_signed_with_the_named_key_else_with_that_beside_
 
 def test_a_verb_says_that_it_must_be_signed_where_it_must() -> None:
     for verb, text in help.VERBS.items():
-        other = {"operator": "operator_add", "group": "group_add", "upgrade": "approve", "platform": "platform_show"}
+        other = {
+            "operator": "operator_add",
+            "group": "group_add",
+            "upgrade": "approve",
+            "platform": "platform_show",
+            "evacuate": "migrate",
+        }
         asked = other.get(verb, verb.replace("-", "_"))
         assert text.startswith("[signed] ") is rules.is_signed(asked)
 

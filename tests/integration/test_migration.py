@@ -1,0 +1,439 @@
+"""Two ``dev`` managers: a vTPM moves once, whoever is in between and whatever dies (MIGRATION.md; R1 to R12)."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from guest_frontend.link import Link
+from manager_vm.trust import order
+from manager_vm.trust.signing import SigningKey
+from manager_vm.wire import migration
+from tests.integration import crashing, raw
+from tests.integration.conftest import Make
+from tests.integration.harness import Manager, Refused, until
+from tests.integration.middle import Between, Middle
+from tests.integration.raw import Session
+
+INDEX, COUNTER, PERSISTENT = "0x1500016", "0x1500017", "0x81010001"
+TRUST, MOVE = 6, 20
+FRAMES = 8  # OFFER, ACCEPT, CONFIRM, READY, STATE, PREPARED, COMMIT, COMMITTED: the state fits one part
+
+
+class Site:
+    """Managers of one authority, each with its own hardware TPM."""
+
+    def __init__(self, one: Manager, two: Manager) -> None:
+        self.a, self.b = one, two
+        self.platforms = {each: each.ctl("platform", "show")["platform"] for each in (one, two)}
+
+    def order(self, source: Manager, to: Manager, name: str = "v", key: SigningKey | None = None) -> Path:
+        shown = source.show(name)
+        signer = key or SigningKey.load(source.authority / "authority.key")
+        path = source.directory / "order.json"
+        where = self.platforms[source], self.platforms[to]
+        path.write_bytes(order.give(shown["uuid"], shown["generation"], *where, signer))
+        return path
+
+    def migrate(self, source: Manager, to: Manager, *, at: str = "", name: str = "v", given: Path | None = None) -> Any:
+        ordered = given or self.order(source, to, name)
+        return source.ctl("migrate", name, "--to", at or address(to), "--order", str(ordered))
+
+    def where(self, uuid: str) -> list[tuple[Manager, str]]:
+        """Each manager that has a record of this vTPM, and its state there."""
+        rows = [(each, row) for each in (self.a, self.b) for row in each.ctl("list")]
+        return [(each, row["state"]) for each, row in rows if row["uuid"] == uuid]
+
+
+def address(manager: Manager) -> str:
+    where: str = manager.ctl("status")["migration"]
+    return where
+
+
+@pytest.fixture
+def site(make: Make) -> Iterator[Site]:
+    """Manager a has vTPM "v", which runs; it and b are enrolled by the authority beside both."""
+    one = make(fresh=True)
+    other = one.directory.parent / "n"
+    other.mkdir(mode=0o711)
+    two = Manager(other)
+    try:
+        one.start()
+        two.start()
+        one.add("v")
+        yield Site(one, two)
+    finally:
+        if two.running:
+            two.stop()
+
+
+RUNNABLE = {"running", "parked", "off", "failed"}
+
+
+def settled(site: Site, uuid: str) -> tuple[Manager, str]:
+    """Where the vTPM is, once nothing is open any more: at one manager, and it can run there."""
+
+    def one_place() -> tuple[Manager, str] | None:
+        for each in (site.a, site.b):
+            if not each.running:
+                each.start()
+        found = site.where(uuid)
+        assert sum(state in RUNNABLE for _, state in found) <= 1, found
+        return found[0] if len(found) == 1 and found[0][1] in RUNNABLE else None
+
+    where: tuple[Manager, str] = until(one_place, 60.0, "the vTPM is at one manager")
+    return where
+
+
+def furnish(manager: Manager) -> None:
+    guest = manager.guest("v")
+    guest.define(INDEX)
+    guest.write(INDEX, bytes(range(32)))
+    guest.run("tpm2_nvdefine", COUNTER, "-C", "o", "-a", "nt=counter|ownerread|ownerwrite|authread|authwrite")
+    guest.run("tpm2_nvincrement", COUNTER, "-C", "o")
+    guest.run("tpm2_createprimary", "-C", "o", "-c", "primary.ctx")
+    guest.run("tpm2_evictcontrol", "-C", "o", "-c", "primary.ctx", PERSISTENT)
+
+
+def test_a_vtpm_moves_there_and_back_with_all_that_it_has(site: Site) -> None:
+    furnish(site.a)
+    before = site.a.show("v")
+    extended = site.a.guest("v").extend(16)
+    link = site.a.link("v")
+    session = raw.handle_of(link.execute(raw.start_policy_session()))
+    digest = link.execute(raw.policy_command_code(session)) and link.execute(raw.policy_get_digest(session))
+    link.close()
+    names = {kind: site.a.ctl("ek-cert", "v", "--key", kind)["pem"] for kind in ("rsa2048", "ecc-p256")}
+    ca = site.a.ctl("ek-cert", "v", "--ca")["pem"]
+
+    moved = site.migrate(site.a, site.b)
+    assert (moved["state"], moved["generation"]) == ("done", 2)
+    assert site.a.ctl("list") == []
+    shown = site.b.show("v")
+    assert (shown["state"], shown["generation"], shown["boot"]) == ("running", 2, before["boot"])
+    assert (shown["uuid"], shown["ek_names"]) == (before["uuid"], before["ek_names"])
+    link = site.b.link("v")
+    assert link.execute(raw.policy_get_digest(session)) == digest  # first: tools flush what they did not make
+    link.close()
+    guest = site.b.guest("v")
+    assert guest.pcr(16) == extended and guest.read(INDEX) == bytes(range(32))
+    guest.run("tpm2_readpublic", "-c", PERSISTENT)
+    assert {kind: site.b.ctl("ek-cert", "v", "--key", kind)["pem"] for kind in names} == names
+    assert site.b.ctl("ek-cert", "v", "--ca")["pem"] == ca
+
+    site.migrate(site.b, site.a)
+    assert site.b.ctl("list") == [] and site.a.show("v")["generation"] == 3
+    assert site.a.guest("v").pcr(16) == extended
+    assert [move["direction"] for move in site.a.ctl("migrations")] == ["out", "in"]
+    assert not list((site.a.state / "moves").iterdir()) and not list((site.b.state / "runs").iterdir())
+
+
+@pytest.mark.parametrize("state", ["off", "parked"])
+def test_a_vtpm_that_does_not_run_moves_as_it_is(site: Site, state: str) -> None:
+    if state == "off":
+        site.a.ctl("create", "w")
+        name = "w"
+    else:
+        furnish(site.a)
+        site.a.ctl("stop", "v")
+        name = "v"
+    site.migrate(site.a, site.b, name=name)
+    assert site.b.show(name)["state"] == state and name not in [row["name"] for row in site.a.ctl("list")]
+    if state == "parked":
+        site.b.ctl("start", name)
+        assert site.b.guest(name).read(INDEX) == bytes(range(32))
+
+
+def test_both_sides_keep_receipts_that_the_other_has_signed(site: Site) -> None:
+    site.migrate(site.a, site.b)
+    (out,), (into,) = site.a.ctl("migrations"), site.b.ctl("migrations")
+    for name in ("move", "vtpm", "order", "transcript", "generation"):
+        assert out[name] == into[name]
+    assert (out["state"], into["state"]) == ("done", "committed") and out["ended"] and into["ended"]
+    assert out["receipt"]["received"] == into["receipt"]["sent"]
+    word = migration.parse_handover(bytes.fromhex(out["receipt"]["received"]))
+    assert word.kind is migration.Kind.COMMITTED
+    assert "migrate" in str(site.a.ctl("audit"))
+
+
+def test_a_trial_changes_nothing(site: Site) -> None:
+    said = site.a.ctl("migrate", "v", "--to", address(site.b), "--order", str(site.order(site.a, site.b)), "--dry-run")
+    assert said["dry_run"]
+    assert site.a.show("v")["state"] == "running" and site.b.ctl("list") == []
+    assert site.a.ctl("migrations") == site.b.ctl("migrations") == []
+    until(lambda: not site.b.swtpms(), what="the process that waited is gone")
+
+
+def test_all_vtpms_of_a_manager_leave_with_one_verb(site: Site) -> None:
+    for number in range(5):
+        site.a.ctl("create", f"w{number}")
+    outcomes = site.a.ctl("evacuate", "--to", str(site.b.directory), "--parallel", "2")
+    assert len(outcomes) == 6 and all(each["moved"] for each in outcomes)
+    assert site.a.ctl("list") == [] and len(site.b.ctl("list")) == 6
+
+
+# -- who may ------------------------------------------------------------------------------------------------------
+
+
+def refused(site: Site, given: Path, at: str = "") -> Refused:
+    with pytest.raises(Refused) as found:
+        site.migrate(site.a, site.b, given=given, at=at)
+    assert site.a.show("v")["state"] == "running" and site.b.ctl("list") == []
+    return found.value
+
+
+def write(site: Site, data: bytes) -> Path:
+    path = site.a.directory / "given.json"
+    path.write_bytes(data)
+    return path
+
+
+def test_each_wrong_order_is_refused_by_its_own_rule_and_nothing_is_sent(site: Site) -> None:
+    key = SigningKey.load(site.a.authority / "authority.key")
+    shown, (one, two) = site.a.show("v"), site.platforms.values()
+    right = (shown["uuid"], shown["generation"], one, two)
+    stranger = refused(site, write(site, order.give(*right, SigningKey.create())))
+    assert stranger.code == MOVE and "the order is not good here" in stranger.text
+    for wrong, text in (
+        ((right[0], 2, one, two), "generation"),
+        ((right[0], 1, two, one), "source"),
+        (("0" * 8 + right[0][8:], 1, one, two), "uuid"),
+    ):
+        assert text in refused(site, write(site, order.give(*wrong, key))).text
+    foreign = refused(site, write(site, order.give(*right, key, group="acme")))
+    assert "no group 'acme'" in foreign.text
+    third = refused(site, write(site, order.give(*right[:3], "rack9", key)))
+    assert "is for 'rack9'" in third.text or "rack9" in third.text
+
+
+def test_a_used_order_is_refused_at_both_ends(site: Site) -> None:
+    used = site.order(site.a, site.b)
+    kept = used.read_bytes()
+    site.migrate(site.a, site.b, given=used)
+    site.migrate(site.b, site.a)
+    again = refused(site, write(site, kept))
+    assert "generation" in again.text
+
+
+def test_no_vtpm_goes_where_its_name_is_taken(site: Site) -> None:
+    site.b.ctl("create", "v")
+    with pytest.raises(Refused, match=r"policy.*there is a vTPM 'v' already"):
+        site.migrate(site.a, site.b)
+    assert site.a.show("v")["state"] == "running"
+    site.a.guest("v").run("tpm2_getrandom", "8")
+
+
+def test_a_vtpm_that_failed_stays(site: Site) -> None:
+    os.kill(site.a.swtpm_pid("v"), 9)
+    until(lambda: site.a.show("v")["state"] == "failed", what="the death is noticed")
+    with pytest.raises(Refused, match="reset the guest first"):
+        site.migrate(site.a, site.b)
+
+
+# -- somebody in between ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def between(site: Site) -> Iterator[Callable[[Between], Middle]]:
+    made: list[Middle] = []
+
+    def one(what: Between) -> Middle:
+        made.append(Middle(address(site.b), what))
+        return made[-1]
+
+    yield one
+    for each in made:
+        each.close()
+
+
+Between_ = Callable[[Between], Middle]
+
+
+@pytest.mark.parametrize("last", range(FRAMES))
+def test_a_move_that_is_cut_after_any_message_ends_with_one_vtpm(site: Site, between: Between_, last: int) -> None:
+    uuid = site.a.show("v")["uuid"]
+    guest = site.a.guest("v")
+    extended = guest.extend(16)
+    cut = between(lambda number, source, frame: frame if number < last else None)
+    with pytest.raises(Refused) as ended:
+        site.migrate(site.a, site.b, at=cut.address)
+    cut.close()
+    assert ended.value.code == (23 if last > 5 else MOVE)
+    if last > 5:  # the tombstone stands: the source asks again, at the address that it knows
+        assert site.a.show("v")["state"] == "gone" or not site.a.ctl("list")
+    where, state = settled(site, uuid)
+    assert where is (site.a if last <= 5 else site.b) and state == "running"
+    assert where.guest("v").pcr(16) == extended
+
+
+def test_no_byte_of_the_state_leaves_before_both_sides_have_proven_who_they_are(site: Site, between: Between_) -> None:
+    seen = between(lambda number, source, frame: frame)
+    site.migrate(site.a, site.b, at=seen.address)
+    kinds = [frame[2] for _, frame in seen.kept]
+    assert kinds[:3] == [0x60, 0x61, 0x62] and set(kinds[3:]) == {0x63}
+    assert [source for source, _ in seen.kept][:5] == [True, False, True, False, True]  # READY stands before STATE
+
+
+def test_a_changed_byte_is_called_tampered_or_refused_and_never_a_fault_of_the_destination(
+    site: Site, between: Between_
+) -> None:
+    sizes: list[int] = []
+    trial = between(lambda number, source, frame: sizes.append(len(frame)) or frame)  # type: ignore[func-returns-value]
+    site.migrate(site.a, site.b, at=trial.address)
+    site.migrate(site.b, site.a)
+    for number in range(5):  # before the point of no return
+        for at in (30, sizes[number] // 2, sizes[number] - 1):
+            changed = between(lambda n, source, frame, k=number, i=at: flip(frame, i) if n == k else frame)  # type: ignore[misc]
+            with pytest.raises(Refused) as ended:
+                site.migrate(site.a, site.b, at=changed.address)
+            causes = {each["cause"] for each in [*site.a.ctl("migrations"), *site.b.ctl("migrations")]}
+            assert "resume-failed" not in causes | {ended.value.text}, (number, at)
+            assert site.a.show("v")["state"] == "running" and site.b.ctl("list") == []
+    site.a.guest("v").run("tpm2_getrandom", "8")
+
+
+def flip(frame: bytes, at: int) -> bytes:
+    return frame[:at] + bytes([frame[at] ^ 1]) + frame[at + 1 :]
+
+
+def test_a_recorded_stream_means_nothing_when_it_is_played_again(site: Site, between: Between_) -> None:
+    seen = between(lambda number, source, frame: frame)
+    site.migrate(site.a, site.b, at=seen.address)
+    stream = [frame for source, frame in seen.kept if source]
+    for restarted in (False, True):
+        if restarted:
+            site.b.stop()
+            site.b.start()
+        host, port = address(site.b).rsplit(":", 1)
+        play(host, int(port), stream)
+        assert [row["name"] for row in site.b.ctl("list")] == ["v"] and len(site.b.ctl("migrations")) == 1
+
+
+def play(host: str, port: int, stream: list[bytes]) -> None:
+    with socket.create_connection((host, port)) as connection, suppress(OSError):
+        for frame in stream:
+            connection.sendall(frame)
+            time.sleep(0.05)
+        connection.settimeout(5)
+        while connection.recv(65536):
+            pass
+
+
+def test_strangers_who_say_nothing_delay_nobody(site: Site) -> None:
+    host, port = address(site.b).rsplit(":", 1)
+    idle = [socket.create_connection((host, int(port))) for _ in range(6)]
+    began = time.monotonic()
+    site.migrate(site.a, site.b)
+    assert time.monotonic() - began < 15
+    for each in idle:
+        each.close()
+
+
+# -- death --------------------------------------------------------------------------------------------------------
+
+COMMITS = [
+    ("a", 1, "the move is noted"),
+    ("a", 2, "the tombstone"),
+    ("a", 3, "the erasure"),
+    ("b", 1, "prepared"),
+    ("b", 2, "committed"),
+]
+
+
+@pytest.mark.parametrize("point", ["written", "anchored"])
+@pytest.mark.parametrize(("who", "commit", "what"), COMMITS, ids=lambda value: str(value).replace(" ", "-"))
+def test_a_manager_that_dies_at_any_commit_of_a_move_leaves_one_vtpm(
+    site: Site, who: str, commit: int, what: str, point: str
+) -> None:
+    uuid = site.a.show("v")["uuid"]
+    furnish(site.a)
+    ordered = site.order(site.a, site.b)
+    mortal = site.a if who == "a" else site.b
+    mortal.stop()
+    armed, program = mortal.directory / "armed", mortal.program
+    mortal.program = crashing.program(mortal.directory, point, armed, commit)
+    mortal.start()
+    if who == "a":
+        until(lambda: site.a.show("v")["state"] == "running", what="the vTPM is resumed")
+    armed.touch()
+    with pytest.raises(Refused):
+        site.migrate(site.a, site.b, given=ordered)
+    mortal.killed()
+    armed.unlink()
+    mortal.program = program
+    where, state = settled(site, uuid)
+    assert state in ("running", "failed")
+    where.ctl("boot", "v", "7")
+    assert where.guest("v").read(INDEX) == bytes(range(32))
+    for each in (site.a, site.b):
+        assert all(move["ended"] for move in each.ctl("migrations"))
+
+
+def test_a_copy_of_the_sources_disk_from_before_the_move_is_refused_after_it(site: Site) -> None:
+    site.a.stop()
+    copy = site.a.directory / "copy"
+    shutil.copytree(site.a.state, copy)
+    site.a.start()
+    site.migrate(site.a, site.b)
+    site.a.stop()
+    shutil.rmtree(site.a.state)
+    copy.rename(site.a.state)
+    code, said = site.a.refuse_to_start()
+    assert (code == TRUST and "RollbackError" in said) or "older" in said or "anchor" in said
+
+
+def test_an_operator_gives_a_waiting_move_up_at_the_destination_and_the_source_goes_on(
+    site: Site, between: Between_
+) -> None:
+    uuid = site.a.show("v")["uuid"]
+    cut = between(lambda number, source, frame: frame if number < 6 else None)
+    with pytest.raises(Refused) as ended:
+        site.migrate(site.a, site.b, at=cut.address)
+    cut.close()
+    assert ended.value.code == 23
+    assert site.b.ctl("abort", "v")["state"] == "released"
+    where, state = settled(site, uuid)
+    assert where is site.a and state == "running"
+    assert site.a.ctl("migrations")[-1]["state"] == "restored"
+
+
+def test_a_client_that_follows_by_its_list_of_channels_sees_no_error(site: Site) -> None:
+    codes: list[int] = []
+    done = threading.Event()
+
+    def work() -> None:
+        link = Link(f"{site.a.channel('v')},{site.b.channel('v')}", patience=20.0)
+        link.open(5.0)
+        while not done.is_set():
+            codes.append(raw.rc(link.execute(raw.pcr_extend(16))))
+        link.close()
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    until(lambda: len(codes) > 20, what="the client works")
+    site.migrate(site.a, site.b)
+    moved = len(codes)
+    until(lambda: len(codes) > moved + 20, 20.0, "the client works on")
+    done.set()
+    worker.join()
+    assert set(codes) == {0}
+    with Session(site.b.channel("v")) as session:
+        assert session.hello().next_seq > len(codes)
+    expected = bytes(32)
+    for _ in codes:
+        expected = tpm_extended(expected)
+    assert site.b.guest("v").pcr(16) == expected.hex()
+
+
+def tpm_extended(value: bytes) -> bytes:
+    return hashlib.sha256(value + b"\x11" * 32).digest()
