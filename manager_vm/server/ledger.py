@@ -217,6 +217,8 @@ class Ledger:
     def _verify(self, move: Move, message: Handover) -> None:
         departure = self._departures.get(move.id)
         expected = move if departure is None else replace(move, digest=departure.digest)
+        if move.out and message.kind is Kind.PREPARED and expected.digest == voucher.NO_STATE:
+            expected = replace(expected, digest=message.state)  # given up, and not known any more what was offered
         voucher.verify(message, _word(expected, message.kind), move.peer_key)
 
     def _state(self, move: Move) -> State:

@@ -197,13 +197,21 @@ class Receiver:
     def _first(self, link: PeerLink, stranger: ExitStack) -> None:
         message = link.receive(_GREETING)
         if isinstance(message, Handover):
-            answer = self._ledger.hear(message)
-            if answer is not None:
-                link.send(answer)
+            self._words(link, message)
         elif isinstance(message, Offer):
             self._offered(link, message, stranger)
         else:
             raise RemoteProtocolError(f"a connection began with {type(message).__name__}")
+
+    def _words(self, link: PeerLink, word: Handover) -> None:
+        """Of a move that is under way, or over: as long as the other side has something to say."""
+        with suppress(MigrationError):  # it has nothing more to say
+            while (answer := self._ledger.hear(word)) is not None:
+                link.send(answer)
+                heard = link.receive(_GREETING)
+                if not isinstance(heard, Handover):
+                    raise RemoteProtocolError(f"the other end sent {type(heard).__name__}, where a hand-over was due")
+                word = heard
 
     def _offered(self, link: PeerLink, offer: Offer, stranger: ExitStack) -> None:
         with ExitStack() as held:

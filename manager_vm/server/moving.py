@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from manager_vm.config import Config
@@ -14,13 +15,14 @@ from manager_vm.errors import ConfigError, MigrationError, StateError, VtpmManag
 from manager_vm.keys.approvals import Images
 from manager_vm.keys.evidence import Voucher
 from manager_vm.protocol.handover import SourceState
+from manager_vm.server import peer_link
 from manager_vm.server.ledger import Ledger
 from manager_vm.server.migrate_in import Receiver
 from manager_vm.server.migrate_out import Sender
 from manager_vm.server.move_rules import Local
 from manager_vm.server.peer_link import PeerLink
 from manager_vm.server.wiring import Wiring
-from manager_vm.store import moves
+from manager_vm.store import atomic, moves
 from manager_vm.store.manifest import Manifest
 from manager_vm.store.records import Move
 from manager_vm.vtpm.registry import Registry
@@ -32,6 +34,7 @@ log = logging.getLogger(__name__)
 _LOOK = 1.0  # seconds
 _FIRST, _LONGEST = 5.0, 60.0  # seconds before a peer is asked again, growing
 _ANSWER = 20.0
+_KNOWN = "migration.address"
 
 
 class Moving:
@@ -57,7 +60,8 @@ class Moving:
         local = Local(manifest, images, voucher, versions)
         self._receiver: Receiver | None = None
         if config.migration:
-            self._receiver = Receiver(local, transit, self._ledger, config.migration, arrived)
+            self._receiver = Receiver(local, transit, self._ledger, _where(config), arrived)
+            _remember(config, self._receiver.address)
             self._tasks.callback(self._receiver.close)
         self._sender = Sender(local, transit, self._ledger, self.address)
         self._asker = Asker(self._ledger)
@@ -92,8 +96,11 @@ class Moving:
     def abort(self, args: dict[str, Any]) -> dict[str, Any]:
         """Give up the move of vTPM ``name``, at either end, if it has not come to its point of no return."""
         move = self._open(args)
-        if self._ledger.give_up(move.id, "", "an operator has given it up") is None:
+        word = self._ledger.give_up(move.id, "", "an operator has given it up")
+        if word is None:
             raise StateError(f"the move of vTPM {move.name!r} cannot be given up any more: it is {move.state}")
+        with suppress(MigrationError):  # it asks, or is told when it does
+            self._asker.tell(move, word)
         return _told(self._ledger.get(move.id))
 
     def declare_dead(self, args: dict[str, Any]) -> dict[str, Any]:
@@ -146,15 +153,38 @@ class Asker:
             word = self._ledger.again(move.id)
             if word is None or not move.address:
                 return
-            with PeerLink.connect(move.address) as link:
-                link.send(word)
-                answer = link.receive(_ANSWER)
-            if isinstance(answer, Handover):
-                self._ledger.hear(answer)
+            self.tell(move, word)
         except MigrationError as error:
             log.info("move %s of vTPM %s: platform %s: %s", move.id[:8], move.name, move.peer, error)
         except VtpmManagerError as error:
             log.error("move %s of vTPM %s: %s", move.id[:8], move.name, error)
+
+    def tell(self, move: Move, word: Handover) -> None:
+        """Say it, and go on as long as both sides have something to say; MigrationError if nobody is there."""
+        with PeerLink.connect(move.address) as link:
+            answer: Handover | None = word
+            while answer is not None:
+                link.send(answer)
+                heard = link.receive(_ANSWER)
+                answer = self._ledger.hear(heard) if isinstance(heard, Handover) else None
+
+
+def _where(config: Config) -> str:
+    """Where to listen. A free port is the same again after a restart, if it still is free: peers ask there."""
+    _, port = peer_link.parse_address(config.migration)
+    known = atomic.read_file(config.run_dir / _KNOWN, 255)
+    if port != 0 or not known:
+        return config.migration
+    try:
+        with socket.create_server(peer_link.parse_address(known.decode(errors="replace"))):
+            return known.decode()
+    except (OSError, ConfigError):
+        return config.migration
+
+
+def _remember(config: Config, address: str) -> None:
+    if peer_link.parse_address(config.migration)[1] == 0:
+        atomic.write_file(config.run_dir / _KNOWN, address.encode())
 
 
 def _group(args: dict[str, Any]) -> str | None:

@@ -91,7 +91,11 @@ def settled(site: Site, uuid: str) -> tuple[Manager, str]:
         assert sum(state in RUNNABLE for _, state in found) <= 1, found
         return found[0] if len(found) == 1 and found[0][1] in RUNNABLE else None
 
-    where: tuple[Manager, str] = until(one_place, 60.0, "the vTPM is at one manager")
+    try:
+        where: tuple[Manager, str] = until(one_place, 20.0, "the vTPM is at one manager")
+    except AssertionError:
+        print(site.a.log(), "-----", site.b.log(), site.a.ctl("migrations"), site.b.ctl("migrations"))
+        raise
     return where
 
 
@@ -256,6 +260,19 @@ def between(site: Site) -> Iterator[Callable[[Between], Middle]]:
         each.close()
 
 
+def once(last: int) -> Between:
+    """Cut before frame number ``last``; from then on nothing is in the way."""
+    over: list[bool] = []
+
+    def cut(number: int, source: bool, frame: bytes) -> bytes | None:
+        if over or number < last:
+            return frame
+        over.append(True)
+        return None
+
+    return cut
+
+
 Between_ = Callable[[Between], Middle]
 
 
@@ -264,10 +281,9 @@ def test_a_move_that_is_cut_after_any_message_ends_with_one_vtpm(site: Site, bet
     uuid = site.a.show("v")["uuid"]
     guest = site.a.guest("v")
     extended = guest.extend(16)
-    cut = between(lambda number, source, frame: frame if number < last else None)
+    cut = between(once(last))
     with pytest.raises(Refused) as ended:
         site.migrate(site.a, site.b, at=cut.address)
-    cut.close()
     assert ended.value.code == (23 if last > 5 else MOVE)
     if last > 5:  # the tombstone stands: the source asks again, at the address that it knows
         assert site.a.show("v")["state"] == "gone" or not site.a.ctl("list")
@@ -346,7 +362,8 @@ COMMITS = [
     ("a", 2, "the tombstone"),
     ("a", 3, "the erasure"),
     ("b", 1, "prepared"),
-    ("b", 2, "committed"),
+    ("b", 2, "wired"),
+    ("b", 3, "committed"),
 ]
 
 
@@ -373,7 +390,7 @@ def test_a_manager_that_dies_at_any_commit_of_a_move_leaves_one_vtpm(
     mortal.program = program
     where, state = settled(site, uuid)
     assert state in ("running", "failed")
-    where.ctl("boot", "v", "7")
+    where.ctl("attach", "v", "--boot", "7")  # where it was not wired yet
     assert where.guest("v").read(INDEX) == bytes(range(32))
     for each in (site.a, site.b):
         assert all(move["ended"] for move in each.ctl("migrations"))
@@ -396,10 +413,9 @@ def test_an_operator_gives_a_waiting_move_up_at_the_destination_and_the_source_g
     site: Site, between: Between_
 ) -> None:
     uuid = site.a.show("v")["uuid"]
-    cut = between(lambda number, source, frame: frame if number < 6 else None)
+    cut = between(once(6))
     with pytest.raises(Refused) as ended:
         site.migrate(site.a, site.b, at=cut.address)
-    cut.close()
     assert ended.value.code == 23
     assert site.b.ctl("abort", "v")["state"] == "released"
     where, state = settled(site, uuid)
