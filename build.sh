@@ -90,25 +90,24 @@ build_images() {
 run_tests() {
   local suite=${1:-core}
   shift || true
-  local options=(-p no:cacheprovider)
+  local command=(-m pytest -p no:cacheprovider)
   case $suite in
-    core) options+=(-m "not full" tests) ;;
-    unit) options+=(tests/test_layers.py tests/test_lint.py tests/unit) ;;
-    integration) options+=(tests/integration) ;;
-    system) options+=(-m "not full" tests/system) ;;
+    core) command=(-m tests.side_by_side -m "not full") ;;
+    unit) command+=(tests/test_layers.py tests/test_lint.py tests/unit) ;;
+    integration) command+=(tests/integration) ;;
+    system) command+=(-m "not full" tests/system) ;;
     full)
       mkdir -p build/report
-      options+=(--junitxml build/report/junit.xml tests)
+      command=(-m tests.side_by_side --report build/report)
       ;;
     *) usage >&2; exit 2 ;;
   esac
   case $suite in core | system | full) build_images all ;; esac
-  case $suite in core | full) options+=(-n 2 --dist loadgroup) ;; esac # one process for the VMs, one for the rest
   say "tests: $suite"
   if [[ $suite == full ]]; then
-    "$VENV/bin/python" -m pytest "${options[@]}" "$@" 2>&1 | tee build/report/report.txt
+    "$VENV/bin/python" "${command[@]}" "$@" 2>&1 | tee build/report/report.txt
   else
-    "$VENV/bin/python" -m pytest "${options[@]}" "$@"
+    "$VENV/bin/python" "${command[@]}" "$@"
   fi
 }
 
