@@ -8,16 +8,8 @@ import select
 import time
 
 from manager_vm.errors import BusyError, ConfigError, ProtocolError, UnreachableError, VtpmManagerError
-from manager_vm.protocol.channel_client import (
-    KERNEL_PATIENCE,
-    Answer,
-    ChannelClient,
-    Event,
-    Evidence,
-    Lost,
-    Moved,
-    Send,
-)
+from manager_vm.protocol.channel_client import KERNEL_PATIENCE, ChannelClient
+from manager_vm.protocol.client_events import Answer, Event, Evidence, Lost, Moved, Send
 from manager_vm.vchan import address
 from manager_vm.vchan.endpoint import Endpoint, State
 from manager_vm.wire import channel, framing

@@ -7,8 +7,8 @@ import struct
 from collections import deque
 from collections.abc import Iterable
 
-from manager_vm.protocol import channel_client as front
 from manager_vm.protocol import channel_server as manager
+from manager_vm.protocol import client_events as front
 from manager_vm.protocol.channel_client import ChannelClient
 from manager_vm.protocol.channel_server import ChannelServer
 from manager_vm.vchan.ring import MEMORY_SIZE, RingClient, RingServer

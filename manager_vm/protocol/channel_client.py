@@ -11,6 +11,7 @@ from enum import Enum, auto
 from typing import Any
 
 from manager_vm.errors import LocalProtocolError
+from manager_vm.protocol.client_events import Answer, Event, Evidence, Lost, Moved, Send
 from manager_vm.protocol.quote_client import Outcome, QuoteClient
 from manager_vm.wire import tpm
 from manager_vm.wire.channel import (
@@ -46,42 +47,6 @@ class State(Enum):
     DISCONNECTED = auto()
     GREETING = auto()
     READY = auto()
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Send this message to the manager."""
-
-    message: Message
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """Give this response to the local client."""
-
-    response: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """The connection is of no use any more: close it, connect again after a while."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """The outcome of ``ask``: the evidence, or why there is none."""
-
-    outcome: Outcome
-
-
-@dataclass(frozen=True, slots=True)
-class Moved:
-    """Another manager has the vTPM: whoever knows another channel goes there. The command stays."""
-
-
-Event = Send | Answer | Lost | Evidence | Moved
 
 
 @dataclass(slots=True)

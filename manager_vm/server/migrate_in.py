@@ -6,11 +6,9 @@ Post-condition of a connection: either the vTPM is PREPARED or further, durable,
 from __future__ import annotations
 
 import logging
-import os
 import socket
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 
@@ -28,20 +26,16 @@ from manager_vm.protocol.agreement import Agreed
 from manager_vm.protocol.handover import DestinationState
 from manager_vm.protocol.parts import Assembly
 from manager_vm.server import ledger as ledgers
-from manager_vm.server import move_rules, peer_link
+from manager_vm.server import peer_link
+from manager_vm.server.admission import Incoming, Room
 from manager_vm.server.ledger import Ledger
-from manager_vm.server.move_rules import Local, Side
+from manager_vm.server.move_rules import Local
 from manager_vm.server.peer_link import PeerLink, Talk
-from manager_vm.store import final_state, moves
+from manager_vm.store import final_state
 from manager_vm.store.final_state import FinalState
-from manager_vm.store.records import Contents, Move
-from manager_vm.trust.order import Order
+from manager_vm.store.records import Move
 from manager_vm.vtpm.transit import Arrival, Transit
-from manager_vm.wire import features
 from manager_vm.wire.migration import (
-    NONCE_SIZE,
-    VERSION,
-    Accept,
     Cause,
     Handover,
     Offer,
@@ -53,71 +47,9 @@ log = logging.getLogger(__name__)
 
 _STRANGERS = 8  # connections without a verified order
 _GREETING = 5.0  # seconds for the first message
-_MOVES, _OF_ONE = 4, 2  # at once; of one source
-_WAITING = 4  # for their turn at the hardware TPM
 _CONFIRM = 60.0
 _STATE = 60.0
 _COMMIT = 60.0
-
-
-class _Room:
-    """Who is counted where; MigrationError (busy) for who is one too many."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._sources: Counter[str] = Counter()
-        self.turn = threading.Lock()  # at the hardware TPM
-
-    def enter(self, source: str) -> None:
-        """A move of this source begins."""
-        with self._lock:
-            if self._sources.total() >= _MOVES or self._sources[source] >= _OF_ONE:
-                raise MigrationError("too many moves to this manager at once; try again", Cause.BUSY.word)
-            self._sources[source] += 1
-
-    def leave(self, source: str) -> None:
-        """It is over."""
-        with self._lock:
-            self._sources[source] -= 1
-
-
-class Incoming(Side):
-    """``protocol.agreement.Destination``: what this manager decides about an offer."""
-
-    def __init__(self, local: Local, room: _Room, held: ExitStack) -> None:
-        super().__init__(local, "")
-        self.order: Order | None = None
-        self.name = ""
-        self._room = room
-        self._held = held
-
-    def admit(self, offer: Offer) -> Accept:
-        """Order first; then policy, generation, features, room. Nothing here asks a TPM, a process or the disk."""
-        contents, platform = self._local.manifest.contents, self._local.platform
-        order = self.order = move_rules.verify_order(contents, offer.order)
-        self._other = order.source
-        if order.destination != platform.name:
-            raise MigrationError(f"the order is for {order.destination!r}, and here is {platform.name!r}", "order")
-        _demand_new(contents, order)
-        theirs = features.parse(offer.features)
-        move_rules.demand_fits(theirs, features.parse(self._local.features()))
-        self.name = theirs.get("name", "")
-        self._room.enter(order.source)
-        self._held.callback(self._room.leave, order.source)
-        return Accept(
-            version=VERSION,
-            move=offer.move,
-            share=self.share.public.uncompressed,
-            nonce=os.urandom(NONCE_SIZE),
-            move_key=self.key.public.uncompressed,
-            features=self._local.features(),
-            evidence=b"",
-        )
-
-    def evidence(self, binding: bytes) -> bytes:
-        """One at a time: a guest's question, and a commit, must not wait for many."""
-        with self._room.turn:
-            return super().evidence(binding)
 
 
 class Receiver:
@@ -130,7 +62,7 @@ class Receiver:
         self._transit = transit
         self._ledger = ledger
         self._arrived = arrived
-        self._room = _Room()
+        self._room = Room()
         self._strangers = threading.Semaphore(_STRANGERS)
         self._connections: dict[socket.socket, threading.Thread] = {}
         self._lock = threading.Lock()
@@ -256,14 +188,6 @@ def _releasing(side: Incoming, offer: Offer, stranger: ExitStack) -> agreement.C
         except StopIteration as end:
             agreed: Agreed = end.value
             return agreed
-
-
-def _demand_new(contents: Contents, order: Order) -> None:
-    """MigrationError (replayed, policy) for a vTPM that is here, or that has come further already."""
-    if order.vtpm in contents.vtpms:
-        raise MigrationError("this vTPM is at this manager already", Cause.REPLAYED.word)
-    if order.generation + 1 <= moves.newest(contents, order.vtpm):
-        raise MigrationError("this order was used already: the vTPM has come further since", Cause.REPLAYED.word)
 
 
 def _move(side: Incoming, agreed: Agreed, final: FinalState, digest: bytes) -> Move:

@@ -22,7 +22,7 @@ from manager_vm.store.manifest import Manifest
 from manager_vm.store.records import VtpmRecord
 from manager_vm.trust.group import DEFAULT
 from manager_vm.trust.signing import VerifyKey
-from manager_vm.vtpm import properties
+from manager_vm.vtpm import boots, properties
 from manager_vm.vtpm.registry import Registry
 from manager_vm.vtpm.steps import Loss
 from manager_vm.wire.admin import Request, SignedRequest
@@ -147,7 +147,8 @@ class Verbs:
         name, boot = _name(args), _get(args, "boot", int, None)
         channel = _get(args, "channel", str, None) or self._wiring.default_channel(name)
         if boot is not None:
-            self._registry.refuse_old_boot(name, boot)  # before anything is opened or committed for it
+            boots.demand_number(boot)
+            boots.demand_newest(self._registry.record(name), boot)  # before anything is opened or committed for it
         new = self._wiring.attach(name, channel)
         record = self._registry.record(name)
         try:

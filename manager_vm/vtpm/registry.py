@@ -17,11 +17,10 @@ from manager_vm.errors import BusyError, IntegrityError, StateError, UnknownVtpm
 from manager_vm.keys.ek_ca import EkCa
 from manager_vm.protocol.channel_server import ChannelServer
 from manager_vm.protocol.lifecycle import RELEASES, Event, State, after
-from manager_vm.store import atomic
 from manager_vm.store.manifest import Manifest
 from manager_vm.store.records import VtpmRecord
 from manager_vm.trust.group import DEFAULT
-from manager_vm.vtpm import boots, changes, steps
+from manager_vm.vtpm import boots, changes, room, steps
 from manager_vm.vtpm.reserve import Reservations
 from manager_vm.vtpm.steps import Disk, Loss, Result
 from manager_vm.vtpm.vtpm import Vtpm
@@ -29,11 +28,6 @@ from manager_vm.wire.channel import Reason
 
 log = logging.getLogger(__name__)
 
-MINIMUM_FREE = (
-    4 << 20
-)  # bytes of state disk below which nothing new is created, and for each vTPM (blob, run, records):
-SPACE_EACH = 64 << 10
-COMMIT_EACH = 8 << 10  # bytes of a manifest for each vTPM, old and new copy
 _HOST_PATIENCE = 5.0  # seconds a report of the host side waits for a command: it is repeated, and others wait behind it
 
 
@@ -88,7 +82,7 @@ class Registry:
         owner = self._manifest.contents.group(group)
         ca = EkCa.load(owner.ca_key, owner.ca_certificate)
         with self._reservations.hold(name, self._vtpms, self._uids) as uid:
-            atomic.demand_space(self._disk.blobs, MINIMUM_FREE + (len(self._vtpms) + 1) * SPACE_EACH)
+            room.for_new(self._disk.blobs, len(self._vtpms))
             result = steps.create(self._disk, ca, str(uuid.uuid4()), name, uid, group)
             self._commit([(None, result)])
             with self._lock:
@@ -115,7 +109,8 @@ class Registry:
         boots.demand_number(boot)
         vtpm = self.get(name)
         if boot > self._record(vtpm).boot:
-            return self._apply(vtpm, Event.POWER_ON, lambda old: self._reset(old, boot), named=boot)
+            log.info("vTPM %s: reset, boot %d", name, boot)
+            return self._apply(vtpm, Event.POWER_ON, lambda old: self._power_on(old, boot), named=boot)
         with vtpm.changing(Reason.QUIESCED, self._host_patience):
             record = self._record(vtpm)
             boots.demand_running(record, boot)
@@ -182,7 +177,6 @@ class Registry:
 
     def forget(self, vtpm: Vtpm) -> None:
         """One that has gone; its record is no more."""
-        vtpm.state = State.OFF
         with self._lock:
             self._vtpms.pop(vtpm.name, None)
 
@@ -219,17 +213,8 @@ class Registry:
         vtpm = self.get(record.name)
         if vtpm.run is None or vtpm.run.died():
             raise StateError(f"vTPM {record.name!r} has just died; there is nothing to park")
-        atomic.demand_space(self._disk.blobs, len(self._vtpms) * COMMIT_EACH)  # else nothing that is stored counts
+        room.for_commit(self._disk.blobs, len(self._vtpms))
         return steps.park(self._disk, record, vtpm.run, vtpm.channel.state, resume=resume)
-
-    def refuse_old_boot(self, name: str, boot: int) -> None:
-        """StateError for the number of a boot that is over, ConfigError for none."""
-        boots.demand_number(boot)
-        boots.demand_newest(self.record(name), boot)
-
-    def _reset(self, record: VtpmRecord, boot: int) -> Result:
-        log.info("vTPM %s: reset, boot %d", record.name, boot)
-        return self._power_on(record, boot)
 
     def _power_on(self, record: VtpmRecord, boot: int) -> Result:
         vtpm, keys = self.get(record.name), self._manifest.contents.keys[record.uuid]

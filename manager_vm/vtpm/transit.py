@@ -16,13 +16,13 @@ from manager_vm.errors import MigrationError, StateError, SwtpmError, UnknownVtp
 from manager_vm.keys import identity
 from manager_vm.protocol.channel_server import ChannelServer
 from manager_vm.protocol.lifecycle import Event, State, after
-from manager_vm.store import atomic, blobs, final_state, moves
+from manager_vm.store import blobs, final_state, moves
 from manager_vm.store.blobs import ParkedState, StoredBlob
 from manager_vm.store.final_state import FinalState
 from manager_vm.store.manifest import Manifest
 from manager_vm.store.records import Contents, VtpmKeys, VtpmRecord
-from manager_vm.vtpm import changes, steps
-from manager_vm.vtpm.registry import MINIMUM_FREE, Registry
+from manager_vm.vtpm import changes, room, steps
+from manager_vm.vtpm.registry import Registry
 from manager_vm.vtpm.run import Run
 from manager_vm.vtpm.steps import Disk
 from manager_vm.vtpm.vtpm import Vtpm
@@ -132,7 +132,7 @@ class Transit:
     def arriving(self, name: str) -> Iterator[Arrival]:
         """Room for a vTPM, for this block. BusyError, ConfigError, StoreError where there is none."""
         with self._registry.reserve(name) as uid:
-            atomic.demand_space(self._disk.blobs, MINIMUM_FREE)
+            room.for_new(self._disk.blobs, len(self._registry.all()))
             arrival = Arrival(self, uid, Run.start(self._disk.launcher, uid))
             try:
                 yield arrival

@@ -1,0 +1,87 @@
+"""What the destination decides about an offer: order first, then policy, generation, features, room (MIGRATION.md)."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import Counter
+from contextlib import ExitStack
+
+from manager_vm.errors import MigrationError
+from manager_vm.server import move_rules
+from manager_vm.server.move_rules import Local, Side
+from manager_vm.store import moves
+from manager_vm.store.records import Contents
+from manager_vm.trust.order import Order
+from manager_vm.wire import features
+from manager_vm.wire.migration import NONCE_SIZE, VERSION, Accept, Cause, Offer
+
+_MOVES, _OF_ONE = 4, 2  # at once; of one source
+
+
+class Room:
+    """Who is counted where; MigrationError (busy) for who is one too many."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._sources: Counter[str] = Counter()
+        self.turn = threading.Lock()  # at the hardware TPM
+
+    def enter(self, source: str) -> None:
+        """A move of this source begins."""
+        with self._lock:
+            if self._sources.total() >= _MOVES or self._sources[source] >= _OF_ONE:
+                raise MigrationError("too many moves to this manager at once; try again", Cause.BUSY.word)
+            self._sources[source] += 1
+
+    def leave(self, source: str) -> None:
+        """It is over."""
+        with self._lock:
+            self._sources[source] -= 1
+
+
+class Incoming(Side):
+    """``protocol.agreement.Destination``: what this manager decides about an offer."""
+
+    def __init__(self, local: Local, room: Room, held: ExitStack) -> None:
+        super().__init__(local, "")
+        self.order: Order | None = None
+        self.name = ""
+        self._room = room
+        self._held = held
+
+    def admit(self, offer: Offer) -> Accept:
+        """Order first; then policy, generation, features, room. Nothing here asks a TPM, a process or the disk."""
+        contents, platform = self._local.manifest.contents, self._local.platform
+        order = self.order = move_rules.verify_order(contents, offer.order)
+        self._other = order.source
+        if order.destination != platform.name:
+            raise MigrationError(f"the order is for {order.destination!r}, and here is {platform.name!r}", "order")
+        _demand_new(contents, order)
+        theirs = features.parse(offer.features)
+        move_rules.demand_fits(theirs, features.parse(self._local.features()))
+        self.name = theirs.get("name", "")
+        self._room.enter(order.source)
+        self._held.callback(self._room.leave, order.source)
+        return Accept(
+            version=VERSION,
+            move=offer.move,
+            share=self.share.public.uncompressed,
+            nonce=os.urandom(NONCE_SIZE),
+            move_key=self.key.public.uncompressed,
+            features=self._local.features(),
+            evidence=b"",
+        )
+
+    def evidence(self, binding: bytes) -> bytes:
+        """One at a time: a guest's question, and a commit, must not wait for many."""
+        with self._room.turn:
+            return super().evidence(binding)
+
+
+def _demand_new(contents: Contents, order: Order) -> None:
+    """MigrationError (replayed, policy) for a vTPM that is here, or that has come further already."""
+    if order.vtpm in contents.vtpms:
+        raise MigrationError("this vTPM is at this manager already", Cause.REPLAYED.word)
+    if order.generation + 1 <= moves.newest(contents, order.vtpm):
+        raise MigrationError("this order was used already: the vTPM has come further since", Cause.REPLAYED.word)
