@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from manager_vm.ctl import help_recovery
+from manager_vm.ctl import help_migration, help_recovery
 
 TENANTS = {
     "group": """\
@@ -41,7 +41,8 @@ examples:
 }
 
 DETAILS = (
-    help_recovery.DETAILS
+    help_migration.DETAILS
+    | help_recovery.DETAILS
     | TENANTS
     | {
         "status": """\

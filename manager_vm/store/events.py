@@ -13,13 +13,14 @@ from manager_vm import crypto
 from manager_vm.protocol.lifecycle import State
 from manager_vm.store.records import Contents, Identity, VtpmRecord
 
+_MOVING = (State.GONE, State.ARRIVING)  # their events are those of the move
 Event = tuple[str, dict[str, Any]]
 _STATES = {State.FAILED: "failed", State.QUARANTINED: "quarantined"}
 
 
 def between(old: Contents, new: Contents) -> list[Event]:
     """The events of the commit that makes ``new`` of ``old``."""
-    found = [*_trust(old, new), *_vtpms(old, new)]
+    found = [*_trust(old, new), *_vtpms(old, new), *_moves(old, new)]
     return [(event, {**fields, "serial": new.serial}) for event, fields in found]
 
 
@@ -57,8 +58,8 @@ def _identity(old: Identity, new: Identity) -> Iterator[Event]:
 def _vtpms(old: Contents, new: Contents) -> Iterator[Event]:
     if old.vtpms is new.vtpms:
         return
-    yield from _named("created", new, lambda record: record.uuid not in old.vtpms)
-    yield from _named("destroyed", old, lambda record: record.uuid not in new.vtpms)
+    yield from _named("created", new, lambda record: record.uuid not in old.vtpms and record.state not in _MOVING)
+    yield from _named("destroyed", old, lambda record: record.uuid not in new.vtpms and record.state not in _MOVING)
     for state, event in _STATES.items():
         reasons: dict[str, list[str]] = {}
         for record in _changed(old, new, "state"):
@@ -72,6 +73,14 @@ def _vtpms(old: Contents, new: Contents) -> Iterator[Event]:
         yield "attached" if record.channel else "detached", {"vtpm": record.name, "channel": record.channel}
     for record in _changed(old, new, "boot"):
         yield "boot", {"vtpm": record.name, "boot": record.boot}
+
+
+def _moves(old: Contents, new: Contents) -> Iterator[Event]:
+    for id_, move in new.moves.items():
+        before = old.moves.get(id_)
+        if before is not move and (before is None or before.state != move.state):
+            said = {"vtpm": move.name, "move": id_, "state": move.state, "generation": move.generation}
+            yield "move out" if move.out else "move in", {**said, "peer": move.peer, "cause": move.cause}
 
 
 def _named(event: str, contents: Contents, which: Callable[[VtpmRecord], bool]) -> Iterator[Event]:

@@ -24,6 +24,7 @@ from tests.integration.conftest import Make
 from tests.integration.harness import Manager, Refused, until
 from tests.integration.middle import Between, Middle
 from tests.integration.raw import Session
+from tests.integration.test_audit import entries
 
 INDEX, COUNTER, PERSISTENT = "0x1500016", "0x1500017", "0x81010001"
 TRUST, MOVE = 6, 20
@@ -167,7 +168,13 @@ def test_both_sides_keep_receipts_that_the_other_has_signed(site: Site) -> None:
     assert out["receipt"]["received"] == into["receipt"]["sent"]
     word = migration.parse_handover(bytes.fromhex(out["receipt"]["received"]))
     assert word.kind is migration.Kind.COMMITTED
-    assert "migrate" in str(site.a.ctl("audit"))
+    steps = {event: states(manager, event) for manager, event in ((site.a, "move out"), (site.b, "move in"))}
+    assert steps == {"move out": ["offered", "tombstone", "done"], "move in": ["prepared", "committed"]}
+    assert not any(each["event"] in ("created", "destroyed") for each in entries(site.b))
+
+
+def states(manager: Manager, event: str) -> list[str]:
+    return [entry["state"] for entry in entries(manager) if entry["event"] == event]
 
 
 def test_a_trial_changes_nothing(site: Site) -> None:

@@ -1,0 +1,57 @@
+"""What ``vtpmctl VERB --help`` adds for the verbs about moves. Data only."""
+
+from __future__ import annotations
+
+DETAILS = {
+    "migrate": """\
+PEER is the other manager: HOST:PORT where it listens ('migration' in its status), or the
+directory or socket of one on this machine. The order names the vTPM, its generation and
+both platforms, and is signed by the authority of the vTPM's group: --order FILE, made by
+'authority order'; else it is made now with --authority DIR, or with the authority beside
+the manager (dev, simulated hosts). For HOST:PORT without --order name the other side's
+platform with --platform.
+
+Both managers show each other by their hardware TPMs that they run approved images on the
+platforms that the order names; only then the state goes, encrypted. A running vTPM keeps
+PCRs, sessions, loaded objects and its guest's last command; its guest waits meanwhile.
+Then the guest has to find it: attach it at the destination to a channel of the guest; a
+front end that was given CHANNEL,CHANNEL goes to the second by itself. --dry-run ends
+before the vTPM is touched.
+
+Exit codes: 20 it stays, the text says why; 23 it was given up for the destination, which
+has not confirmed it: it is asked again until it does, and 'migrations' shows it.
+
+examples:
+  vtpmctl -m A migrate web1 --to B                       two dev managers in one directory
+  vtpmctl -m /run/vtpm migrate web1 --to 10.0.0.7:7654 --order order.json
+""",
+    "evacuate": """\
+'migrate' for every vTPM, --parallel at once, with an order for each that is made now
+(--authority, or the authority beside the manager). A line for each on standard error.
+Exit code 1 if one stays.
+
+example: vtpmctl -m A evacuate --to B --parallel 4
+""",
+    "migrations": """\
+The newest 256 moves that are over, and all that are not. STATE at the source: offered
+(nothing was given up), tombstone (given up; the destination has not confirmed), done,
+aborted, restored (taken back: the destination has signed that it never will run it),
+declared dead. At the destination: prepared (whole, but the source has not given it up),
+committed, released. CAUSE: tampered, replayed, evidence, policy, order, version,
+resume-failed, peer-lost, timeout, busy, fault. --json adds the receipts: the signed words
+of both sides, the key of the other side's words, the transcript that they are about.
+""",
+    "abort": """\
+At the source before it has given the vTPM up, or at the destination before it has heard
+that. The source goes on as soon as it has the destination's signed word. Exit code 13 if
+it is too late.
+""",
+    "declare-dead": """\
+For admins. The source has given the vTPM up, and the destination will never answer: its
+disk or its hardware TPM is gone for good. The vTPM is taken back, and the destination's
+platform is revoked here for ever. IF THE DESTINATION IS ALIVE AFTER ALL, THERE ARE TWO OF
+IT: two copies with the same keys, and nobody can tell which is right. 'abort' at the
+destination, where that still can be asked, is always better. Asks for the name to be
+typed; --yes where there is no terminal.
+""",
+}
