@@ -275,7 +275,7 @@ def test_bash_offers_verbs_first_and_then_the_names_that_the_named_manager_has(
     bash, asked = scripts["bash"], there / "asked"
     assert completed(bash, _FAKE, "") == sorted(help.VERBS)
     assert completed(bash, _FAKE, "sta") == ["start", "status"]
-    assert completed(bash, _FAKE, "--json", "-m", "/run/a b", "de") == ["destroy", "detach"]
+    assert completed(bash, _FAKE, "--json", "-m", "/run/a b", "de") == ["declare-dead", "destroy", "detach"]
     assert completed(bash, _FAKE, "fly") == []
     assert not asked.exists()
     assert completed(bash, _FAKE, "show", "") == ["web", "db1", "db2"]

@@ -66,10 +66,11 @@ class Pipe:
 
 
 @pytest.fixture
-def one(manager: Manager) -> Manager:
-    """vTPM "a" runs."""
+def one(manager: Manager) -> Iterator[Manager]:
+    """vTPM "a" runs. At the end its front end has ended: a command that it has written waits for its manager for ever."""
     manager.add("a")
-    return manager
+    yield manager
+    until(lambda: not processes(f"pipe {manager.channel('a')}"), what="the front end has cleaned up behind its clients")
 
 
 def handles(manager: Manager, first: int) -> list[int]:
