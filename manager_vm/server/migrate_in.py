@@ -9,6 +9,7 @@ import logging
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 
@@ -45,7 +46,7 @@ from manager_vm.wire.migration import (
 
 log = logging.getLogger(__name__)
 
-_STRANGERS = 8  # connections without a verified order
+_STRANGERS, _OF_ONE_HOST = 32, 8  # connections without a verified order, of all and of one address
 _GREETING = 5.0  # seconds for the first message
 _CONFIRM = 60.0
 _STATE = 60.0
@@ -63,7 +64,7 @@ class Receiver:
         self._ledger = ledger
         self._arrived = arrived
         self._room = Room()
-        self._strangers = threading.Semaphore(_STRANGERS)
+        self._strangers: Counter[str] = Counter()
         self._connections: dict[socket.socket, threading.Thread] = {}
         self._lock = threading.Lock()
         self._closing = threading.Event()
@@ -100,21 +101,29 @@ class Receiver:
     def _accept(self) -> None:
         while not self._closing.is_set():
             try:
-                connection, _ = self._socket.accept()
+                connection, (host, *_) = self._socket.accept()
             except OSError:
                 time.sleep(0.1)  # no descriptors: it may pass
                 continue
-            if not self._strangers.acquire(blocking=False):
-                connection.close()
-                continue
-            thread = threading.Thread(target=self._serve, args=(connection,), name="move in", daemon=True)
+            thread = threading.Thread(target=self._serve, args=(connection, host), name="move in", daemon=True)
             with self._lock:
-                self._connections[connection] = thread
-            thread.start()
+                room = self._strangers.total() < _STRANGERS and self._strangers[host] < _OF_ONE_HOST
+                if room:
+                    self._strangers[host] += 1
+                    self._connections[connection] = thread
+            if room:
+                thread.start()
+            else:
+                connection.close()
 
-    def _serve(self, connection: socket.socket) -> None:
+    def _known(self, host: str) -> None:
+        with self._lock:
+            self._strangers[host] -= 1
+            self._strangers += Counter()  # nothing is kept of hosts that have none
+
+    def _serve(self, connection: socket.socket, host: str) -> None:
         known = ExitStack()  # left when the connection is nobody's any more, or its order is verified
-        known.callback(self._strangers.release)
+        known.callback(self._known, host)
         try:
             with known, PeerLink(connection) as link:
                 self._first(link, known)

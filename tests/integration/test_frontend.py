@@ -67,7 +67,7 @@ class Pipe:
 
 @pytest.fixture
 def one(manager: Manager) -> Iterator[Manager]:
-    """vTPM "a" runs. At the end its front end has ended: a command that it has written waits for its manager for ever."""
+    """vTPM "a" runs. At the end its front end has ended: a command that it has written waits for its manager."""
     manager.add("a")
     yield manager
     until(lambda: not processes(f"pipe {manager.channel('a')}"), what="the front end has cleaned up behind its clients")
