@@ -100,13 +100,14 @@ def activate(connection: Connection, auths: Authorizations, kind: str, credentia
     """
 
     def run(tpm: ESAPI, session: ESYS_TR) -> bytes:
-        from tpm2_pytss import TPM2B_ENCRYPTED_SECRET, TPM2B_ID_OBJECT
-        from tpm2_pytss.constants import ESYS_TR, TPM2_SE
+        from tpm2_pytss import TPM2B_ENCRYPTED_SECRET, TPM2B_ID_OBJECT, TPMT_SYM_DEF
+        from tpm2_pytss.constants import ESYS_TR, TPM2_ALG, TPM2_SE
 
         blob, _ = TPM2B_ID_OBJECT.unmarshal(credential)
         encrypted, _ = TPM2B_ENCRYPTED_SECRET.unmarshal(secret)
         with _ek(tpm, auths, kind, session) as (ek, _), _ak(tpm, auths.ak) as ak, endorsement(tpm, auths) as hierarchy:
-            policy_session = tpm.start_auth_session(ESYS_TR.NONE, ESYS_TR.NONE, TPM2_SE.POLICY, None, "sha256")
+            none = TPMT_SYM_DEF(algorithm=TPM2_ALG.NULL)
+            policy_session = tpm.start_auth_session(ESYS_TR.NONE, ESYS_TR.NONE, TPM2_SE.POLICY, none, TPM2_ALG.SHA256)
             with flushed(tpm, policy_session):
                 tpm.policy_secret(hierarchy, policy_session, b"", b"", b"", 0, session1=session)
                 return bytes(
