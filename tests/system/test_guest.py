@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+import json
+from datetime import UTC, datetime
+
 import pytest
 
 from image.host import demo
 from image.host.wires import Carrier
 from manager_vm.errors import BusyError, HostError
+from manager_vm.trust import linked
+from manager_vm.trust.signing import VerifyKey
 from tests.system import vms
 
 PCR_WITH_ONE_EXTEND = "0x5C85955F709283ECCE2B74F1B1552918819F390911816E7BB466805A38AB87F3"
@@ -36,6 +42,26 @@ def test_a_second_guest_is_attached_while_the_first_works_and_both_have_their_ow
     assert int(first.vm.agent.check(PCR).strip(), 16) == 0
     with pytest.raises(BusyError, match="serves vTPM"):
         lab.host.links.host("attach", name="b", channel=first.channel, boot=1)
+
+
+@pytest.mark.timeout(600)
+def test_a_guests_quote_shows_its_vtpm_the_managers_image_and_the_hardware_tpm(lab: vms.Lab) -> None:
+    assert lab.host.links.admin("platform_show")["enrolled"]
+    guest, nonce = lab.guest("a"), "ab" * 20
+    guest.vm.agent.check(EXTEND)
+    asked = f"python3 -m guest_frontend quote --device /dev/tpmrm0 --nonce {nonce} --pcrs sha256:7 --out /root/e.json"
+    guest.vm.agent.check(asked, 120)
+    data = guest.vm.agent.check("cat /root/e.json").encode()
+    authority = VerifyKey.load(lab.host.authority / "authority.pub")
+    demand = linked.Demand(authority, bytes.fromhex(nonce), datetime.now(UTC))
+    said = "\n".join(linked.verify(data, demand))
+    assert "vTPM PCRs: sha256:7 are as quoted" in said and PCR_WITH_ONE_EXTEND.lower()[2:] in pcrs_of(data)
+    assert "the phases of the boot and the cap lead to these PCRs" in said  # the appliance's own event log
+    assert "image: the authority approved it" in said
+
+
+def pcrs_of(data: bytes) -> str:
+    return base64.b64decode(json.loads(data)["vtpm"]["pcrs"]["sha256"]["7"]).hex()
 
 
 @pytest.mark.timeout(600)
