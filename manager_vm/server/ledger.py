@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -20,7 +21,7 @@ from manager_vm.protocol.handover import DestinationState, Event, Persist, Sourc
 from manager_vm.store import atomic, moves
 from manager_vm.store.final_state import FinalState
 from manager_vm.store.manifest import Manifest
-from manager_vm.store.marks import RevokedPlatform
+from manager_vm.store.marks import Recovered, RevokedPlatform
 from manager_vm.store.records import MAX_REASON, Contents, Move
 from manager_vm.trust import voucher
 from manager_vm.trust.signing import SigningKey
@@ -180,8 +181,11 @@ class Ledger:
         elif state is _S.DONE:
             self._unwire(move)
             self._transit.erase(move.vtpm, also)
-        elif state in (_S.RESTORED, _S.DECLARED):
-            self._transit.take_back(move.vtpm, _revoking(also, move) if state is _S.DECLARED else also)
+        elif state is _S.RESTORED:
+            self._transit.take_back(move.vtpm, also)
+        elif state is _S.DECLARED:
+            mark = Recovered(move.peer_ak, bytes.fromhex(move.id), int(time.time()))
+            self._transit.take_back(move.vtpm, _revoking(also, move), mark)
         elif state is _D.RELEASED:
             self._unwire(move)
             self._transit.turn_away(move.vtpm, also)

@@ -20,7 +20,9 @@ class Recovery:
 class Recovered:
     """One recovery, kept for ever: nothing can prove that the disk which it began with was the newest.
 
-    ``old``: Name of the SRK of the platform before. ``order``: SHA-256 of the authority's order (its payload).
+    Of a vTPM also one that was taken back from a destination that an admin has declared dead: what became of it there
+    nobody knows. ``old``: Name of the SRK of the platform before; of the AK of the destination. ``order``: SHA-256 of
+    the authority's order (its payload); id of the move.
     ``time``: seconds since 1970, of the host's clock.
     """
 

@@ -20,6 +20,7 @@ from manager_vm.store import blobs, final_state, moves
 from manager_vm.store.blobs import ParkedState, StoredBlob
 from manager_vm.store.final_state import FinalState
 from manager_vm.store.manifest import Manifest
+from manager_vm.store.marks import Recovered
 from manager_vm.store.records import Contents, VtpmKeys, VtpmRecord
 from manager_vm.vtpm import changes, room, steps
 from manager_vm.vtpm.registry import Registry
@@ -113,14 +114,18 @@ class Transit:
         generation = self._record(uuid).generation + 1
         self._remove(uuid, Event.ERASE, lambda c: also(moves.remember(c, uuid, generation)))
 
-    def take_back(self, uuid: str, also: Also) -> None:
-        """The destination has signed that it never will be it. What ran goes on from where it was."""
+    def take_back(self, uuid: str, also: Also, declared: Recovered | None = None) -> None:
+        """The destination has signed that it never will be it; or an admin has ``declared`` that it is gone: a mark for
+        ever, and a generation above the destination's. What ran goes on from where it was.
+        """
         vtpm = self._vtpm(uuid)
         with vtpm.changing(Reason.QUIESCED, _PATIENCE):
             record = self._record(uuid)
             before = State(record.before)
             state = after(vtpm.name, record.state, _RETURNS[before])
             new = replace(record, state=state or State.PARKED, before="", resume=before is State.RUNNING)
+            if declared is not None:
+                new = replace(new, generation=record.generation + 2, recovered=(*record.recovered, declared))
             self._manifest.commit(lambda c: also(changes.put(c, new)))
             vtpm.state = new.state
         if before is State.RUNNING:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +27,7 @@ from tests.integration.harness import Manager, Refused, until
 from tests.integration.middle import Between, Middle
 from tests.integration.raw import Session
 from tests.integration.test_audit import entries
+from tests.integration.test_bad_input import fill
 
 INDEX, COUNTER, PERSISTENT = "0x1500016", "0x1500017", "0x81010001"
 TRUST, MOVE = 6, 20
@@ -428,6 +431,70 @@ def test_an_operator_gives_a_waiting_move_up_at_the_destination_and_the_source_g
     where, state = settled(site, uuid)
     assert where is site.a and state == "running"
     assert site.a.ctl("migrations")[-1]["state"] == "restored"
+
+
+def test_a_destination_that_is_declared_dead_is_revoked_and_the_vtpm_is_marked_for_ever(
+    site: Site, between: Between_
+) -> None:
+    cut = between(once(6))
+    with pytest.raises(Refused):
+        site.migrate(site.a, site.b, at=cut.address)
+    site.b.kill()
+    assert site.a.ctl("declare-dead", "v", "--yes")["state"] == "declared dead"
+    shown = site.a.show("v")
+    assert (shown["state"], shown["generation"], len(shown["recovered"])) == ("running", 3, 1)
+    site.a.guest("v").run("tpm2_getrandom", "8")
+    evidence = json.loads(site.a.vtpmctl("quote", "v", "--nonce", "00" * 16).stdout)
+    assert evidence["vtpm"]["recovered"] == 1
+    site.b.start()
+    site.a.ctl("create", "w")
+    with pytest.raises(Refused, match=r"is revoked here"):
+        site.migrate(site.a, site.b, name="w")
+
+
+def test_a_move_that_is_over_or_never_was_cannot_be_declared_dead_or_given_up(site: Site) -> None:
+    for verb in (("abort", "v"), ("declare-dead", "v", "--yes")):
+        with pytest.raises(Refused, match="does not move"):
+            site.a.ctl(*verb)
+
+
+@pytest.fixture
+def full(site: Site) -> Iterator[Callable[[Manager], Path]]:
+    """Fills a manager's state disk, which is a small one of its own from then on."""
+    mounted: list[Path] = []
+
+    def fill_up(manager: Manager) -> Path:
+        manager.stop()
+        kept = manager.directory / "kept"
+        manager.state.rename(kept)
+        manager.state.mkdir(mode=0o711)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m,mode=711", "vtpm-test", str(manager.state)], check=True)
+        mounted.append(manager.state)
+        shutil.copytree(kept, manager.state, dirs_exist_ok=True)
+        manager.start()
+        return fill(manager.state, 0)
+
+    yield fill_up
+    for each in (site.a, site.b):
+        if each.running:
+            each.stop()
+    for path in mounted:
+        subprocess.run(["umount", str(path)], check=True)
+
+
+@pytest.mark.parametrize("who", ["a", "b"])
+def test_a_full_disk_at_either_side_ends_the_move_and_the_vtpm_stays(
+    site: Site, full: Callable[[Manager], Path], who: str
+) -> None:
+    ordered = site.order(site.a, site.b)
+    filler = full(site.a if who == "a" else site.b)
+    with pytest.raises(Refused):
+        site.migrate(site.a, site.b, given=ordered)
+    filler.unlink()
+    assert site.a.show("v")["state"] == "running" and site.b.ctl("list") == []
+    site.a.guest("v").run("tpm2_getrandom", "8")
+    site.migrate(site.a, site.b)
+    assert site.b.show("v")["state"] == "running"
 
 
 def test_a_client_that_follows_by_its_list_of_channels_sees_no_error(site: Site) -> None:
