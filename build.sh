@@ -118,7 +118,7 @@ main() {
     run) setup; build_images all; exec "$VENV/bin/python" -m image.host run "$@" 9>&- ;;
     test) setup; run_tests "$@" ;;
     image) setup; build_images "$@" ;;
-    bench) setup; [[ ${1:-} == hierarchy ]] || build_images all; exec "$VENV/bin/python" -m tests.bench "$@" ;;
+    bench) setup; [[ ${1:-} == hierarchy || ${1:-} == migrate ]] || build_images all; exec "$VENV/bin/python" -m tests.bench "$@" ;;
     clean) take_lock; rm -rf build "$VENV" ;;
     help | -h | --help) usage ;;
     *) usage >&2; exit 2 ;;

@@ -19,6 +19,7 @@ from tests.bench.report import Report
 BENCHMARKS = {
     "command": "tests.bench.command",
     "hierarchy": "tests.bench.hierarchy",
+    "migrate": "tests.bench.migrate",
 }  # name -> module; see ``Benchmark``
 
 
