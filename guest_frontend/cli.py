@@ -14,7 +14,8 @@ usage: python -m guest_frontend device CHANNEL
 
 The guest's side of a vTPM that lives in the manager.
 
-CHANNEL  unix:PATH | ivshmem[:PCI-ADDRESS] | virtio-serial:NAME
+CHANNEL  unix:PATH | ivshmem[:PCI-ADDRESS] | virtio-serial:NAME; several with commas for a vTPM that may move:
+         the session goes on at the next one when the manager at this one has given it away
 
 device   make /dev/tpmN and /dev/tpmrmN (module tpm_vtpm_proxy). The device stays through restarts of the
          manager and of the channel; meanwhile commands see TPM_RC_RETRY, which the kernel repeats for about 6 s.
