@@ -65,6 +65,7 @@ def run(config: Config, *, announce: bool = False) -> None:
         admin_link = open_link(config.admin, _guarded(desk.perform))
         tasks.callback(admin_link.close)
         _ready(announce)
+        tasks.callback(moving.interrupt)
         tasks.callback(wiring.hasten, _GRACE)  # the first thing at every end
         _wait(stop, (watch, moving, host_link, admin_link))
         log.info("stopping: every vTPM is parked")

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,17 +73,41 @@ class Sender:
         self._transit = transit
         self._ledger = ledger
         self._listens = listens
+        self._links: set[PeerLink] = set()
+        self._stopping = False
+        self._lock = threading.Lock()
+
+    def interrupt(self) -> None:
+        """The manager stops: no move begins any more, and none waits for the other side."""
+        with self._lock:
+            self._stopping = True
+            links = list(self._links)
+        for link in links:
+            link.cut()
 
     def migrate(self, record: VtpmRecord, ordered: bytes, address: str, *, dry_run: bool) -> dict[str, Any]:
         """Move a vTPM by this order to the manager at ``address``. ``dry_run``: up to READY, and no further."""
         order = move_rules.verify_order(self._local.manifest.contents, ordered)
         self._demand_fits(order, record)
         attempt = _Attempt(Side(self._local, order.destination), os.urandom(ID_SIZE))
-        with PeerLink.connect(address) as link:
+        with self._connected(address) as link:
             try:
                 return self._attempt(attempt, link, record, order, ordered, address, dry_run=dry_run)
             except VtpmManagerError as error:
                 raise self._ended(attempt, link, error) from error
+
+    @contextmanager
+    def _connected(self, address: str) -> Iterator[PeerLink]:
+        with PeerLink.connect(address) as link:
+            with self._lock:
+                if self._stopping:
+                    raise StateError("the manager is stopping: no move begins any more")
+                self._links.add(link)
+            try:
+                yield link
+            finally:
+                with self._lock:
+                    self._links.discard(link)
 
     def _demand_fits(self, order: Order, record: VtpmRecord) -> None:
         wrong = [

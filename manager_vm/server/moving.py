@@ -77,6 +77,10 @@ class Moving:
         """Whether all threads live."""
         return self._asker.alive and (self._receiver is None or self._receiver.alive)
 
+    def interrupt(self) -> None:
+        """Before the links that ask for moves are closed: no request waits for another manager."""
+        self._sender.interrupt()
+
     def close(self) -> None:
         """No new moves; those under way end as if the network had."""
         self._tasks.close()

@@ -72,6 +72,11 @@ class PeerLink:
         with suppress(MigrationError):
             self.send(refusal(move, error))
 
+    def cut(self) -> None:
+        """From another thread: whoever waits for the other side waits no more."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         """Idempotent."""
         self._socket.close()

@@ -365,6 +365,18 @@ def test_strangers_who_say_nothing_delay_nobody(site: Site) -> None:
         each.close()
 
 
+def test_a_manager_that_stops_does_not_wait_for_a_peer_that_is_silent(site: Site) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        at = f"127.0.0.1:{silent.getsockname()[1]}"
+        asked = site.a.vtpmctl_later("migrate", "v", "--to", at, "--order", str(site.order(site.a, site.b)))
+        silent.accept()
+        began = time.monotonic()
+        site.a.stop()
+        assert time.monotonic() - began < 20 and asked.wait(20) != 0
+    site.a.start()
+    assert site.a.show("v")["state"] == "running" and site.a.ctl("migrations") == []
+
+
 # -- death --------------------------------------------------------------------------------------------------------
 
 COMMITS = [
