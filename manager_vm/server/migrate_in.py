@@ -180,10 +180,14 @@ class Receiver:
 
     def _await_commit(self, talk: Talk, move: Move) -> None:
         """What does not come now comes later, over another connection: the move is durable."""
-        self._arrived(move.name)
-        answer = self._ledger.hear(talk.expect(Handover, _COMMIT))
-        if answer is not None:
-            talk.say(answer)
+        wired = threading.Thread(target=self._arrived, args=(move.name,), name="wire", daemon=True)
+        wired.start()  # beside: it has a commit of its own
+        try:
+            answer = self._ledger.hear(talk.expect(Handover, _COMMIT))
+            if answer is not None:
+                talk.say(answer)
+        finally:
+            wired.join()
 
 
 def _releasing(side: Incoming, offer: Offer, stranger: ExitStack) -> agreement.Conversation:

@@ -166,6 +166,7 @@ class Sender:
         with self._ledger.departing(attempt.id, departure):
             for part in parts.split(departure.data):
                 talk.say(part)
+            departure.keep()  # while the other side loads and stores it
             prepared = talk.expect(Handover, _PREPARED)
             commit = self._ledger.hear(prepared) if prepared.kind is Kind.PREPARED else None
         if commit is None:

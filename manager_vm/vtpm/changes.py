@@ -6,10 +6,11 @@ from dataclasses import replace
 
 from manager_vm.errors import BusyError, UnknownVtpmError
 from manager_vm.keys import identity
-from manager_vm.protocol.lifecycle import State
+from manager_vm.protocol.lifecycle import Event, State, after
 from manager_vm.store.records import MAX_REASON, Contents, VtpmKeys, VtpmRecord
 from manager_vm.vtpm.steps import Result
 
+_TAKEN_OVER = "the manager ended right after it had taken it over; TPM_RC_FAILURE until the guest is reset"
 _UNPARKED = "the manager ended without parking it; every command answers TPM_RC_FAILURE until the guest is reset"
 
 
@@ -60,3 +61,31 @@ def fail_running(contents: Contents) -> Contents:
         if record.state is State.RUNNING:
             contents = contents.with_vtpm(replace(record, state=State.FAILED, reason=_UNPARKED))
     return contents
+
+
+def welcomed(contents: Contents, record: VtpmRecord, keys: VtpmKeys) -> Contents:
+    """With a vTPM that comes from another manager, and an SK for it if one is free."""
+    contents = put(contents, record, keys)
+    return identity.assign(contents, record.uuid) if identity.free(contents) else contents
+
+
+_ARRIVALS = {State.OFF: Event.ARRIVED_OFF, State.PARKED: Event.ARRIVED_PARKED}
+
+
+def arrived(record: VtpmRecord, *, runs: bool, crashed: bool) -> VtpmRecord:
+    """What a vTPM is that was arriving and has been given up by its source. ``runs``: the process that waited runs it.
+
+    ``crashed``: the manager ended after that.
+    """
+    before = State(record.before)
+    new = replace(record, before="", reason="")
+    if before is not State.RUNNING:
+        return replace(new, state=after(record.name, record.state, _ARRIVALS[before]) or before)
+    if crashed:
+        after(record.name, record.state, Event.ARRIVED_DEAD)
+        return replace(new, state=State.FAILED, reason=_TAKEN_OVER)
+    if runs:
+        after(record.name, record.state, Event.ARRIVED)
+        return replace(new, state=State.RUNNING)
+    after(record.name, record.state, Event.ARRIVED_PARKED)  # the process that waited is gone: from the stored state
+    return replace(new, state=State.PARKED, run="", resume=True)

@@ -35,7 +35,6 @@ Also = Callable[[Contents], Contents]
 _PATIENCE = 10.0  # seconds that a move waits for the command that executes
 
 _RETURNS = {State.OFF: Event.RETURN_OFF, State.PARKED: Event.RETURN_PARKED, State.RUNNING: Event.RETURN_PARKED}
-_ARRIVALS = {State.OFF: Event.ARRIVED_OFF, State.PARKED: Event.ARRIVED_PARKED}
 
 
 class Departure:
@@ -46,12 +45,26 @@ class Departure:
         self._vtpm = vtpm
         self._record = record
         self._state = final.state
+        self._kept: StoredBlob | None = None
         self.data = final_state.pack(final)
         self.digest = crypto.digest(self.data)
 
     def tombstone(self, also: Also) -> None:
         """The point of no return: it is GONE, and kept for the case that the destination never becomes it."""
-        self._transit.bury(self._vtpm, self._record, self._state, also)
+        self._transit.bury(self._vtpm, self._record, self.keep(), also)
+        self._kept = None
+
+    def keep(self) -> StoredBlob:
+        """Its state as a sealed blob, for the tombstone: best made while the other side works."""
+        if self._kept is None:
+            self._kept = self._transit.keep(self._record, self._state)
+        return self._kept
+
+    def discard(self) -> None:
+        """It was not given up. Idempotent."""
+        if self._kept is not None and self._kept.file != self._record.blob:
+            self._transit.drop(self._record, self._kept)
+        self._kept = None
 
 
 class Arrival:
@@ -93,14 +106,24 @@ class Transit:
             record = self._record(uuid)
             after(vtpm.name, record.state, Event.LEAVE)
             final = final_state.of(self._manifest.contents, record, self._state(vtpm, record))
-            yield Departure(self, vtpm, record, final)
+            departure = Departure(self, vtpm, record, final)
+            try:
+                yield departure
+            finally:
+                departure.discard()
 
-    def bury(self, vtpm: Vtpm, record: VtpmRecord, state: ParkedState, also: Also) -> None:
-        """``Departure.tombstone``."""
-        keys = self._manifest.contents.keys[record.uuid]
-        stored = StoredBlob(record.blob, record.blob_digest, keys.blob)
+    def keep(self, record: VtpmRecord, state: ParkedState) -> StoredBlob:
+        """``Departure.keep``: the blob that there is, or a new one of what ran."""
         if record.state is State.RUNNING:
-            stored = blobs.store(self._disk.blobs, record.uuid, state)
+            return blobs.store(self._disk.blobs, record.uuid, state)
+        return StoredBlob(record.blob, record.blob_digest, self._manifest.contents.keys[record.uuid].blob)
+
+    def drop(self, record: VtpmRecord, stored: StoredBlob) -> None:
+        """A blob that no record will name."""
+        steps.remove_files(self._disk, replace(record, blob=stored.file, run=""), record)
+
+    def bury(self, vtpm: Vtpm, record: VtpmRecord, stored: StoredBlob, also: Also) -> None:
+        """``Departure.tombstone``."""
         new = replace(record, state=State.GONE, run="", blob=stored.file, blob_digest=stored.digest, resume=False)
         new = replace(new, before=str(record.state), reason="")
         self._commit(lambda c: also(changes.put(c, new, VtpmKeys(stored.key))), new, record)
@@ -152,7 +175,7 @@ class Transit:
             run.discard()
             raise MigrationError(f"swtpm does not take the state that came: {error}", "resume-failed") from error
         record, keys = self._stored(uid, run, final, generation)
-        self._commit(lambda c: also(_welcome(c, record, keys)), record, None)
+        self._commit(lambda c: also(changes.welcomed(c, record, keys)), record, None)
         if not record.run:
             run.discard()
         vtpm = Vtpm(record.uuid, record.name, State.ARRIVING, record.boot)
@@ -172,7 +195,7 @@ class Transit:
         vtpm = self._vtpm(uuid)
         with vtpm.changing(Reason.QUIESCED, _PATIENCE):
             record = self._record(uuid)
-            new = _arrived(vtpm, record, crashed=crashed)
+            new = changes.arrived(record, runs=vtpm.state is State.RUNNING, crashed=crashed)
             keys = self._manifest.contents.keys[uuid]
             kept = keys if new.run else VtpmKeys(keys.blob)
             self._manifest.commit(lambda c: also(moves.remember(changes.put(c, new, kept), uuid, new.generation)))
@@ -264,25 +287,3 @@ def _load(run: Run, final: FinalState) -> None:
     else:
         run.restore_permanent(final.state.permanent)
         run.initialise()
-
-
-def _welcome(contents: Contents, record: VtpmRecord, keys: VtpmKeys) -> Contents:
-    """With the vTPM that comes, and an SK for it if one is free."""
-    contents = changes.put(contents, record, keys)
-    return identity.assign(contents, record.uuid) if identity.free(contents) else contents
-
-
-def _arrived(vtpm: Vtpm, record: VtpmRecord, *, crashed: bool) -> VtpmRecord:
-    before = State(record.before)
-    new = replace(record, before="", reason="")
-    if before is not State.RUNNING:
-        return replace(new, state=after(vtpm.name, record.state, _ARRIVALS[before]) or before)
-    if crashed:
-        reason = "the manager ended right after it had taken it over; TPM_RC_FAILURE until the guest is reset"
-        after(vtpm.name, record.state, Event.ARRIVED_DEAD)
-        return replace(new, state=State.FAILED, reason=reason)
-    if vtpm.state is State.RUNNING:
-        after(vtpm.name, record.state, Event.ARRIVED)
-        return replace(new, state=State.RUNNING)
-    after(vtpm.name, record.state, Event.ARRIVED_PARKED)  # the process that waited is gone: from the stored state
-    return replace(new, state=State.PARKED, run="", resume=True)
