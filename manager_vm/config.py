@@ -19,9 +19,9 @@ class Config:
     seconds after which a vTPM that does not answer is killed. ``strict``: refuse known-vulnerable swtpm and libtpms
     instead of warning. ``own_host``: this process is its own host side (``dev``): it names the running boot of
     every wired vTPM itself. ``authority_dir``: an authority of this machine, made if there is none, that the manager
-    takes as its own when it has none (``dev``). ``migration``: "HOST:PORT" where other managers bring vTPMs, "" =
-    nowhere (port 0: a free one, which ``status`` shows). ``hwtpm``: the hardware TPM, ``device:PATH``, or ``swtpm:DIR``
-    for ``dev``'s stand-in.
+    takes as its own when it has none (``dev``). ``migration``: "HOST:PORT" where other managers reach
+    this one and bring vTPMs, "" = nowhere (port 0: a free one, which ``status`` shows). ``hwtpm``: the hardware TPM,
+    ``device:PATH``, or ``swtpm:DIR`` for ``dev``'s stand-in.
     """
 
     state_dir: Path

@@ -59,11 +59,10 @@ class Persist(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What an event leads to. ``erase``: the vTPM's state here goes with the commit. ``send``: then, signed."""
+    """What an event leads to. ``send``: then, signed."""
 
     state: SourceState | DestinationState
     persist: Persist
-    erase: bool = False
     send: Kind | None = None
 
 
@@ -78,7 +77,7 @@ SOURCE: Table = {
     (_S.OFFERED, Event.RELEASED): Step(_S.ABORTED, Persist.COMMIT),
     (_S.TOMBSTONE, Event.PREPARED): Step(_S.TOMBSTONE, Persist.NOT, send=Kind.COMMIT),
     (_S.TOMBSTONE, Event.RESEND): Step(_S.TOMBSTONE, Persist.NOT, send=Kind.COMMIT),
-    (_S.TOMBSTONE, Event.COMMITTED): Step(_S.DONE, Persist.COMMIT, erase=True),
+    (_S.TOMBSTONE, Event.COMMITTED): Step(_S.DONE, Persist.COMMIT),
     (_S.TOMBSTONE, Event.RELEASED): Step(_S.RESTORED, Persist.COMMIT),
     (_S.TOMBSTONE, Event.DECLARE_DEAD): Step(_S.DECLARED, Persist.COMMIT),
     (_S.ABORTED, Event.PREPARED): Step(_S.ABORTED, Persist.NOT, send=Kind.ABORTED),
@@ -88,8 +87,8 @@ SOURCE: Table = {
 DESTINATION: Table = {
     (None, Event.LOADED): Step(_D.PREPARED, Persist.COMMIT, send=Kind.PREPARED),
     (_D.PREPARED, Event.COMMIT): Step(_D.ACTIVE, Persist.FILE),
-    (_D.PREPARED, Event.ABORTED): Step(_D.RELEASED, Persist.COMMIT, erase=True, send=Kind.RELEASED),
-    (_D.PREPARED, Event.GIVE_UP): Step(_D.RELEASED, Persist.COMMIT, erase=True, send=Kind.RELEASED),
+    (_D.PREPARED, Event.ABORTED): Step(_D.RELEASED, Persist.COMMIT, send=Kind.RELEASED),
+    (_D.PREPARED, Event.GIVE_UP): Step(_D.RELEASED, Persist.COMMIT, send=Kind.RELEASED),
     (_D.PREPARED, Event.RESEND): Step(_D.PREPARED, Persist.NOT, send=Kind.PREPARED),
     (_D.ACTIVE, Event.ANCHORED): Step(_D.COMMITTED, Persist.COMMIT, send=Kind.COMMITTED),
     (_D.COMMITTED, Event.COMMIT): Step(_D.COMMITTED, Persist.NOT, send=Kind.COMMITTED),

@@ -73,6 +73,10 @@ class Incoming(Side):
             evidence=b"",
         )
 
+    def demand_level(self, ours: int, theirs: int) -> None:
+        """It comes here."""
+        move_rules.demand_no_descent(theirs, ours)
+
     def evidence(self, binding: bytes) -> bytes:
         """One at a time: a guest's question, and a commit, must not wait for many."""
         with self._room.turn:

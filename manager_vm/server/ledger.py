@@ -125,9 +125,10 @@ class Ledger:
             self._take(move, Event.DECLARE_DEAD, None, "peer-lost", f"platform {found.peer} was declared dead")
 
     def again(self, move: str) -> Handover | None:
-        """What the peer of an open move is told again."""
+        """What the peer of an open move is told again; an anchored commit that failed is made first."""
         with self._turn(move):
-            return self._take(move, Event.RESEND, None)
+            commit = self._stored(self.get(move))
+            return self._take(move, Event.RESEND if commit is None else Event.ANCHORED, commit)
 
     def recover(self) -> None:
         """At a start: what had not come to its point of no return is given up, what was taken over is kept."""
@@ -135,8 +136,7 @@ class Ledger:
             if move.out:
                 self.give_up(move.id, "fault", "the manager ended meanwhile")
             elif self._stored(move) is not None:
-                with self._turn(move.id):
-                    self._settle(move, crashed=True)
+                self.again(move.id)
         for path in self._directory.iterdir():
             if path.stem not in self._manifest.contents.moves or self.get(path.stem).ended:
                 path.unlink()
@@ -151,16 +151,15 @@ class Ledger:
         if step is None:
             return None
         if step.persist is Persist.NOT:
-            return self._answer(move, step)
+            return migration.parse_handover(move.sent)
         if received is not None:
             move = replace(move, received=migration.pack_handover(received))
         return self._carry_out(move, step, cause, text)
 
     def _carry_out(self, move: Move, step: Step, cause: str, text: str) -> Handover | None:
-        if step.state is _D.ACTIVE:
+        if step.persist is Persist.FILE:
             atomic.write_file(self._directory / move.id, move.received)
-            self._transit.activate(move.vtpm)
-            return self._settle(move, crashed=False)
+            return self._take(move.id, Event.ANCHORED, self._stored(move))
         departure = self._departures.get(move.id)
         if step.state is _S.TOMBSTONE:
             if departure is None:
@@ -169,6 +168,8 @@ class Ledger:
         word = None if step.send is None else self._signed(move, step.send)
         new = _after(move, step, word, cause, text)
         self._persist(new, step.state, departure)
+        with suppress(OSError):  # removed at the next start otherwise
+            (self._directory / move.id).unlink(missing_ok=True)
         log.info("move %s of vTPM %s: %s%s", move.id[:8], move.name, step.state, f" ({text})" if text else "")
         return word
 
@@ -186,23 +187,13 @@ class Ledger:
         elif state is _S.DECLARED:
             mark = Recovered(move.peer_ak, bytes.fromhex(move.id), int(time.time()))
             self._transit.take_back(move.vtpm, _revoking(also, move), mark)
+        elif state is _D.COMMITTED:
+            self._transit.activate(move.vtpm, also)
         elif state is _D.RELEASED:
             self._unwire(move)
             self._transit.turn_away(move.vtpm, also)
         else:
             self._manifest.commit(also)
-
-    def _settle(self, move: Move, *, crashed: bool) -> Handover | None:
-        """The anchored commit of a vTPM that was taken over."""
-        step = handover.step(_table(move), _D.ACTIVE, Event.ANCHORED)
-        assert step is not None and step.send is not None
-        word = self._signed(move, step.send)
-        new = _after(move, step, word, "", "")
-        self._transit.settle(move.vtpm, lambda contents: moves.put(contents, new), crashed=crashed)
-        with suppress(OSError):  # removed at the next start otherwise
-            (self._directory / move.id).unlink()
-        log.info("move %s of vTPM %s: taken over from platform %s", move.id[:8], move.name, move.peer)
-        return word
 
     def _unwire(self, move: Move) -> None:
         record = self._manifest.contents.vtpms.get(move.vtpm)
@@ -210,9 +201,6 @@ class Ledger:
             self._detach(record.name)
 
     # -- words ----------------------------------------------------------------------------------------------
-
-    def _answer(self, move: Move, step: Step) -> Handover | None:
-        return migration.parse_handover(move.sent) if step.send is not None and move.sent else None
 
     def _signed(self, move: Move, kind: Kind, key: SigningKey | None = None) -> Handover:
         own = key or SigningKey.from_der(self._manifest.contents.move_keys[move.id])

@@ -95,6 +95,9 @@ class Sender:
                 return self._attempt(attempt, link, record, order, ordered, address, dry_run=dry_run)
             except VtpmManagerError as error:
                 raise self._ended(attempt, link, error) from error
+            finally:  # of a defect: nothing is left that no start but the next would end
+                if attempt.begun:
+                    self._ledger.give_up(attempt.id, Cause.FAULT.word, "a defect of the manager; see its log")
 
     @contextmanager
     def _connected(self, address: str) -> Iterator[PeerLink]:
@@ -140,7 +143,7 @@ class Sender:
         talk = attempt.talk = Talk(link, agreed.session)
         talk.expect(Ready, _ANSWER)
         if dry_run:
-            link.send(agreed.session.seal(Refuse(attempt.move, Cause.POLICY, "it was a trial")))
+            talk.say(Refuse(attempt.move, Cause.POLICY, "it was a trial"))
             return {"vtpm": record.name, "to": order.destination, "dry_run": True}
         self._ledger.offer(_move(attempt, agreed, record, order, address), attempt.side.key)
         attempt.begun = True
@@ -195,7 +198,7 @@ class Sender:
             if told is not None:
                 _tell(link, told)
         (attempt.talk or link).refuse(attempt.move, error)
-        return error if isinstance(error, MigrationError | StateError) else _as_migration(error, cause)
+        return error if isinstance(error, MigrationError | StateError) else MigrationError(str(error), cause.word)
 
 
 def _tell(link: PeerLink, word: Handover) -> None:
@@ -203,10 +206,6 @@ def _tell(link: PeerLink, word: Handover) -> None:
         link.send(word)
     except MigrationError:
         log.info("the other side was not told that the move is over; it will ask")
-
-
-def _as_migration(error: VtpmManagerError, cause: Cause) -> MigrationError:
-    return MigrationError(str(error), cause.word)
 
 
 def _move(attempt: _Attempt, agreed: Agreed, record: VtpmRecord, order: Order, address: str) -> Move:

@@ -39,7 +39,7 @@ class Local:
 
     def features(self, **more: str) -> str:
         """For the other side."""
-        fixed = {"level": str(self.platform.level), "profile": "null", "state": str(STATE_VERSION)}
+        fixed = {"profile": "null", "state": str(STATE_VERSION)}
         return features.pack({**fixed, **self.versions, **more})
 
 
@@ -70,6 +70,11 @@ class Side:
             self.peer = peer.verify(evidence, binding, self._other, rules)
         except TrustError as error:
             raise MigrationError(str(error), Cause.EVIDENCE.word) from None
+        self.demand_level(self._local.platform.level, self.peer.platform.level)
+
+    def demand_level(self, ours: int, theirs: int) -> None:
+        """MigrationError (policy) if the vTPM would go down in trust. Here: it goes there."""
+        demand_no_descent(ours, theirs)
 
     def agree(self, share: bytes) -> Key:
         """ECDH."""
@@ -88,22 +93,20 @@ def verify_order(contents: Contents, ordered: bytes) -> Order:
 
 
 def demand_fits(source: Mapping[str, str], destination: Mapping[str, str]) -> None:
-    """Whether a vTPM with the features of ``source`` can be at ``destination``; MigrationError (version, policy)."""
+    """Whether a vTPM with the features of ``source`` can be at ``destination``; MigrationError (version)."""
     for key in ("state", "profile"):
         if source.get(key) != destination.get(key):
             raise MigrationError(_unlike(key, source, destination), Cause.VERSION.word)
     for key in ("swtpm", "libtpms"):
         if features.version(destination.get(key, "")) < features.version(source.get(key, "")):
             raise MigrationError(_unlike(key, source, destination), Cause.VERSION.word)
-    if _level(destination) < _level(source):
-        raise MigrationError(_unlike("level", source, destination) + "; no vTPM goes down", Cause.POLICY.word)
 
 
-def _level(found: Mapping[str, str]) -> int:
-    text = found.get("level", "")
-    if not text.isascii() or not text.isdigit() or len(text) > 3:
-        raise MigrationError("the other side names no trust level", Cause.POLICY.word)
-    return int(text)
+def demand_no_descent(source: int, destination: int) -> None:
+    """MigrationError (policy) if a vTPM would move to a platform that the authority trusts less."""
+    if destination < source:
+        levels = f"{source} at the source and {destination} at the destination"
+        raise MigrationError(f"the trust level is {levels}; no vTPM goes down", Cause.POLICY.word)
 
 
 def _unlike(key: str, source: Mapping[str, str], destination: Mapping[str, str]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -60,8 +59,7 @@ class Moving:
         local = Local(manifest, images, voucher, versions)
         self._receiver: Receiver | None = None
         if config.migration:
-            self._receiver = Receiver(local, transit, self._ledger, _where(config), arrived)
-            _remember(config, self._receiver.address)
+            self._receiver = _listening(config, lambda at: Receiver(local, transit, self._ledger, at, arrived))
             self._tasks.callback(self._receiver.close)
         self._sender = Sender(local, transit, self._ledger, self.address)
         self._asker = Asker(self._ledger)
@@ -173,22 +171,18 @@ class Asker:
                 answer = self._ledger.hear(heard) if isinstance(heard, Handover) else None
 
 
-def _where(config: Config) -> str:
-    """Where to listen. A free port is the same again after a restart, if it still is free: peers ask there."""
-    _, port = peer_link.parse_address(config.migration)
-    known = atomic.read_file(config.run_dir / _KNOWN, 255)
-    if port != 0 or not known:
-        return config.migration
+def _listening(config: Config, listen: Callable[[str], Receiver]) -> Receiver:
+    """A free port is the same again after a restart, if it still is free: peers ask there."""
+    known = config.run_dir / _KNOWN
+    if peer_link.parse_address(config.migration)[1] != 0:
+        return listen(config.migration)
+    before = atomic.read_file(known, 255)
     try:
-        with socket.create_server(peer_link.parse_address(known.decode(errors="replace"))):
-            return known.decode()
-    except (OSError, ConfigError):
-        return config.migration
-
-
-def _remember(config: Config, address: str) -> None:
-    if peer_link.parse_address(config.migration)[1] == 0:
-        atomic.write_file(config.run_dir / _KNOWN, address.encode())
+        receiver = listen(before.decode() if before else config.migration)
+    except (ConfigError, UnicodeDecodeError):
+        receiver = listen(config.migration)
+    atomic.write_file(known, receiver.address.encode())
+    return receiver
 
 
 def _group(args: dict[str, Any]) -> str | None:

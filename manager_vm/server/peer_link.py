@@ -13,7 +13,7 @@ from manager_vm.protocol import agreement
 from manager_vm.protocol.agreement import Agreed, Conversation
 from manager_vm.protocol.session import Session
 from manager_vm.wire import framing, migration
-from manager_vm.wire.migration import MAX_BODY, Cause, Handover, Inner, Outer, Ping, Record, Refuse
+from manager_vm.wire.migration import MAX_BODY, Cause, Handover, Inner, Outer, Record, Refuse
 
 Message = TypeVar("Message", bound=Inner)
 
@@ -27,8 +27,9 @@ class PeerLink:
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._decoder = framing.Decoder(max(MAX_BODY.values()))
+        with suppress(OSError):  # it is gone already: the first message says so
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._decoder = framing.Decoder(max(MAX_BODY.values()), by_type=MAX_BODY)
         self._messages: list[Outer] = []
 
     @classmethod
@@ -124,16 +125,12 @@ class Talk:
 
     def expect(self, kind: type[Message], timeout: float) -> Message:
         """The next message, which is of this kind; MigrationError where the other side refuses or fails."""
-        deadline = time.monotonic() + timeout
-        while True:
-            message = self._next(deadline - time.monotonic())
-            if isinstance(message, kind):
-                return message
-            if isinstance(message, Refuse):
-                raise agreement.refused(message)
-            if not isinstance(message, Ping):
-                due = kind.__name__
-                raise RemoteProtocolError(f"the other end sent {type(message).__name__}, where {due} was due")
+        message = self._next(timeout)
+        if isinstance(message, kind):
+            return message
+        if isinstance(message, Refuse):
+            raise agreement.refused(message)
+        raise RemoteProtocolError(f"the other end sent {type(message).__name__}, where {kind.__name__} was due")
 
     def _next(self, timeout: float) -> Inner:
         outer = self._link.receive(timeout)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from manager_vm.errors import BusyError, UnknownVtpmError
+from manager_vm.errors import BusyError, StateError, UnknownVtpmError
 from manager_vm.keys import identity
 from manager_vm.protocol.lifecycle import Event, State, after
+from manager_vm.store import moves
 from manager_vm.store.records import MAX_REASON, Contents, VtpmKeys, VtpmRecord
 from manager_vm.vtpm.steps import Result
 
-_TAKEN_OVER = "the manager ended right after it had taken it over; TPM_RC_FAILURE until the guest is reset"
+_TAKEN_OVER = "the manager ended while it took it over; every command answers TPM_RC_FAILURE until the guest is reset"
 _UNPARKED = "the manager ended without parking it; every command answers TPM_RC_FAILURE until the guest is reset"
 
 
@@ -64,7 +65,12 @@ def fail_running(contents: Contents) -> Contents:
 
 
 def welcomed(contents: Contents, record: VtpmRecord, keys: VtpmKeys) -> Contents:
-    """With a vTPM that comes from another manager, and an SK for it if one is free."""
+    """With a vTPM that comes from another manager, and an SK for it if one is free.
+
+    StateError if it is here already, or was here a generation as far: two moves of it may have come at once.
+    """
+    if record.uuid in contents.vtpms or record.generation <= moves.newest(contents, record.uuid):
+        raise StateError(f"vTPM {record.name!r} is here already, or was here and has come further since")
     contents = put(contents, record, keys)
     return identity.assign(contents, record.uuid) if identity.free(contents) else contents
 
@@ -72,20 +78,29 @@ def welcomed(contents: Contents, record: VtpmRecord, keys: VtpmKeys) -> Contents
 _ARRIVALS = {State.OFF: Event.ARRIVED_OFF, State.PARKED: Event.ARRIVED_PARKED}
 
 
-def arrived(record: VtpmRecord, *, runs: bool, crashed: bool) -> VtpmRecord:
-    """What a vTPM is that was arriving and has been given up by its source. ``runs``: the process that waited runs it.
+def arrived(record: VtpmRecord, *, serves: bool, waited: bool) -> VtpmRecord:
+    """What a vTPM is that was arriving and has been given up by its source. ``serves``: the process that waited lives.
 
-    ``crashed``: the manager ended after that.
+    ``waited``: it is of this start of the manager. If not, nobody can tell whether it has served before: the COMMIT
+    that says so lies in a file, which whoever has the disk can take away. So it is an unclean death, and its last run
+    counts.
     """
     before = State(record.before)
     new = replace(record, before="", reason="")
     if before is not State.RUNNING:
         return replace(new, state=after(record.name, record.state, _ARRIVALS[before]) or before)
-    if crashed:
-        after(record.name, record.state, Event.ARRIVED_DEAD)
-        return replace(new, state=State.FAILED, reason=_TAKEN_OVER)
-    if runs:
+    if serves:
         after(record.name, record.state, Event.ARRIVED)
         return replace(new, state=State.RUNNING)
-    after(record.name, record.state, Event.ARRIVED_PARKED)  # the process that waited is gone: from the stored state
+    if not waited:
+        after(record.name, record.state, Event.ARRIVED_DEAD)
+        return replace(new, state=State.FAILED, reason=_TAKEN_OVER)
+    after(record.name, record.state, Event.ARRIVED_PARKED)  # it died before it served: from the stored state
     return replace(new, state=State.PARKED, run="", resume=True)
+
+
+def settled(contents: Contents, new: VtpmRecord) -> Contents:
+    """With a vTPM that has arrived: nothing of it that is as old is ever taken again."""
+    keys = contents.keys[new.uuid]
+    contents = put(contents, new, keys if new.run else VtpmKeys(keys.blob))
+    return moves.remember(contents, new.uuid, new.generation)

@@ -153,7 +153,8 @@ class Registry:
         with vtpm.changing(Reason.QUIESCED, self._patience):
             if vtpm.run is None or not vtpm.run.died():
                 return
-            record = self._record(vtpm)
+            if (record := self._record(vtpm)).state is State.ARRIVING:
+                return  # its move finds out
             vtpm.run.close()
             vtpm.run = None
             if record.state is not State.RUNNING:

@@ -183,29 +183,36 @@ class Transit:
         vtpm.channel = ChannelServer(final.state.session)
         self._registry.add(vtpm)
 
-    def activate(self, uuid: str) -> None:
-        """The source has given it up, and that is durable here: what ran there runs. ``settle`` follows."""
-        vtpm = self._vtpm(uuid)
-        with vtpm.changing(Reason.QUIESCED, _PATIENCE):
-            if vtpm.state is State.ARRIVING and vtpm.run is not None and not vtpm.run.died():
-                vtpm.state = State.RUNNING
+    def activate(self, uuid: str, also: Also) -> None:
+        """The source has given it up, and that is durable here: what ran there runs, and then a commit contains it.
 
-    def settle(self, uuid: str, also: Also, *, crashed: bool = False) -> None:
-        """The commit that contains it. ``crashed``: this manager ended after ``activate``: an unclean death."""
+        Commands are served meanwhile: while the record says ARRIVING nothing but a death can befall it, and of that the
+        registry takes notice when the record says RUNNING.
+        """
         vtpm = self._vtpm(uuid)
         with vtpm.changing(Reason.QUIESCED, _PATIENCE):
-            record = self._record(uuid)
-            new = changes.arrived(record, runs=vtpm.state is State.RUNNING, crashed=crashed)
-            keys = self._manifest.contents.keys[uuid]
-            kept = keys if new.run else VtpmKeys(keys.blob)
-            self._manifest.commit(lambda c: also(moves.remember(changes.put(c, new, kept), uuid, new.generation)))
-            if not new.run and vtpm.run is not None:
+            record, waited = self._record(uuid), vtpm.run
+            served = vtpm.state is not State.ARRIVING  # a commit failed before: it is what it is
+            serves = waited is not None and (served or not waited.died())
+            new = changes.arrived(record, serves=serves, waited=waited is not None)
+            if serves and not served:
+                vtpm.state = State.RUNNING
+        if not serves:
+            self._settle(vtpm, record, new, also)
+        else:
+            self._manifest.commit(lambda c: also(changes.settled(c, new)))
+        if new.resume:
+            self._registry.start(vtpm.name, power_on=False)
+
+    def _settle(self, vtpm: Vtpm, record: VtpmRecord, new: VtpmRecord, also: Also) -> None:
+        """The commit about one that serves nobody: it is what the record says from then on."""
+        with vtpm.changing(Reason.QUIESCED, _PATIENCE):
+            self._manifest.commit(lambda c: also(changes.settled(c, new)))
+            if vtpm.run is not None:
                 vtpm.run.close()
                 vtpm.run = None
             vtpm.state = new.state
             steps.remove_files(self._disk, record, new)
-        if new.resume:
-            self._registry.start(vtpm.name, power_on=False)
 
     def turn_away(self, uuid: str, also: Also) -> None:
         """It never will be here: nothing of it is left."""

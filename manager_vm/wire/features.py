@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from manager_vm.errors import RemoteProtocolError
 
+_NUMBERS = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})*")
 _LINE = re.compile(r"([a-z]{1,20})=([ -~]{0,200})")
 
 
@@ -28,4 +29,5 @@ def parse(text: str) -> dict[str, str]:
 
 def version(text: str) -> tuple[int, ...]:
     """A version to be compared: the numbers it begins with."""
-    return tuple(int(part) for part in re.match(r"\d+(?:\.\d+)*", text)[0].split(".")) if text[:1].isdigit() else ()  # type: ignore[index]
+    numbers = _NUMBERS.match(text)
+    return tuple(int(part) for part in numbers[0].split(".")) if numbers else ()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from manager_vm.errors import LocalProtocolError, RemoteProtocolError
@@ -48,11 +49,13 @@ class Decoder:
 
     ``resync=False`` (rings, UNIX sockets): any malformed byte raises RemoteProtocolError; the caller closes
     the connection. ``resync=True`` (virtio-serial): malformed bytes are skipped up to the next valid frame
-    and counted in ``skipped``. Lengths are checked before anything is buffered for them.
+    and counted in ``skipped``. Lengths are checked before anything is buffered for them; ``by_type``: a smaller limit
+    for each type there is, others have no body.
     """
 
-    def __init__(self, max_body: int, *, resync: bool = False) -> None:
+    def __init__(self, max_body: int, *, resync: bool = False, by_type: Mapping[int, int] | None = None) -> None:
         self._max_body = max_body
+        self._by_type = by_type
         self._resync = resync
         self._buffer = b""
         self._at = 0  # where the next frame begins, within ``feed``
@@ -102,8 +105,9 @@ class Decoder:
         magic, kind, arg, length, seq, name_length, reserved, crc = HEADER.unpack_from(buffer, start)
         if magic != MAGIC or reserved != 0:
             raise RemoteProtocolError("the other end sent bytes that are no frame header; reconnect it")
-        if length > self._max_body or name_length > MAX_NAME:
-            raise self._too_long(length, name_length)
+        limit = self._max_body if self._by_type is None else self._by_type.get(kind, 0)
+        if length > limit or name_length > MAX_NAME:
+            raise _too_long(length, name_length, limit)
         body = start + HEADER_SIZE
         end = body + name_length + length
         if len(buffer) < end:
@@ -114,11 +118,6 @@ class Decoder:
         name = _name(rest[:name_length]) if name_length else ""
         self._at = end
         return Frame(kind, arg, seq, rest[name_length:] if name_length else rest, name)
-
-    def _too_long(self, length: int, name_length: int) -> RemoteProtocolError:
-        body = length > self._max_body
-        what, size, limit = ("body", length, self._max_body) if body else ("name", name_length, MAX_NAME)
-        return RemoteProtocolError(f"the other end announced a {what} of {size} bytes; at most {limit} are allowed")
 
     def _skip(self) -> None:
         """Go on at the next possible frame start (at least one byte further)."""
@@ -132,6 +131,11 @@ class Decoder:
         """Forget what was read; once for each piece, however many frames are in it."""
         if self._at:
             self._buffer, self._at = self._buffer[self._at :], 0
+
+
+def _too_long(length: int, name_length: int, most: int) -> RemoteProtocolError:
+    what, size, limit = ("body", length, most) if length > most else ("name", name_length, MAX_NAME)
+    return RemoteProtocolError(f"the other end announced a {what} of {size} bytes; at most {limit} are allowed")
 
 
 def _name(raw: bytes) -> str:

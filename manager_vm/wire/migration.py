@@ -135,13 +135,8 @@ class StatePart:
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Ping:
-    """Either, inner: still there. The destination answers the same."""
-
-
 Outer = Offer | Accept | Confirm | Refuse | Record | Handover
-Inner = Ready | StatePart | Handover | Refuse | Ping
+Inner = Ready | StatePart | Handover | Refuse
 
 _ID, _POINT, _NONCE, _DIGEST = Fixed(ID_SIZE), Fixed(POINT_SIZE), Fixed(NONCE_SIZE), Fixed(DIGEST_SIZE)
 _FEATURES = Text(Sized(2, 1024))
@@ -193,7 +188,6 @@ _INNER: dict[int, tuple[type, Layout]] = {
     2: (StatePart, _STATE_PART),
     3: (Handover, _HANDOVER),
     4: (Refuse, _REFUSE),
-    5: (Ping, {}),
 }
 MAX_RECORD = 33_024
 MAX_BODY = {**{kind: limit for kind, (_, _, limit) in _OUTER.items()}, _RECORD: MAX_RECORD}

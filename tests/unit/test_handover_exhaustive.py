@@ -225,7 +225,7 @@ def changed(table: Table, **changes: Step | None) -> Table:
             "two copies",
         ),
         (Model(source=changed(SOURCE, OFFERED__PREPARED=Step(_S.DONE, Persist.COMMIT, send=Kind.COMMIT))), "no copy"),
-        (Model(source=changed(SOURCE, TOMBSTONE__PREPARED=Step(_S.DONE, Persist.COMMIT, erase=True))), "stuck"),
+        (Model(source=changed(SOURCE, TOMBSTONE__PREPARED=Step(_S.DONE, Persist.COMMIT))), "stuck"),
         (Model(source=changed(SOURCE, TOMBSTONE__RESEND=None, TOMBSTONE__PREPARED=None)), "stuck"),
         (Model(destination=changed(DESTINATION, PREPARED__RESEND=Step(_D.ACTIVE, Persist.FILE))), "two copies"),
         (Model(destination=changed(DESTINATION, RELEASED__COMMIT=None)), "stuck"),
