@@ -204,7 +204,7 @@ def to_frame(message: Outer) -> Frame:
 
 def from_frame(frame: Frame) -> Outer:
     """The message in a frame; RemoteProtocolError if there is none."""
-    if frame.name or frame.arg or len(frame.body) > MAX_BODY.get(frame.type, 0):
+    if frame.name or frame.arg or len(frame.body) > MAX_BODY.get(frame.type, -1):
         raise RemoteProtocolError(f"the other end sent a frame of type {frame.type:#04x} that a move does not have")
     if frame.type == _RECORD:
         return Record(frame.seq, frame.body)

@@ -418,6 +418,30 @@ def test_a_manager_that_dies_at_any_commit_of_a_move_leaves_one_vtpm(
         assert all(move["ended"] for move in each.ctl("migrations"))
 
 
+def test_a_vtpm_whose_commit_was_taken_from_the_disk_is_dead_and_nothing_is_undone(site: Site) -> None:
+    """The host kills the manager between COMMIT and the anchored commit, and removes the file that says COMMIT."""
+    uuid = site.a.show("v")["uuid"]
+    furnish(site.a)
+    site.a.guest("v").extend(16)
+    ordered = site.order(site.a, site.b)
+    site.b.stop()
+    armed, program = site.b.directory / "armed", site.b.program
+    site.b.program = crashing.program(site.b.directory, "sealed", armed, 3)
+    site.b.start()
+    armed.touch()
+    with pytest.raises(Refused):
+        site.migrate(site.a, site.b, given=ordered)
+    site.b.killed()
+    for path in (site.b.state / "moves").iterdir():
+        path.unlink()
+    armed.unlink()
+    site.b.program = program
+    where, state = settled(site, uuid)
+    assert (where, state) == (site.b, "failed")
+    where.ctl("attach", "v", "--boot", "7")
+    assert where.guest("v").read(INDEX) == bytes(range(32)) and where.guest("v").pcr(16) == "00" * 32
+
+
 def test_a_copy_of_the_sources_disk_from_before_the_move_is_refused_after_it(site: Site) -> None:
     site.a.stop()
     copy = site.a.directory / "copy"

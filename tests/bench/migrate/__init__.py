@@ -18,6 +18,7 @@ erasure at the source. With a round-trip time a relay between both sides holds e
 - A swtpm stands for each hardware TPM: a real one takes some 100 ms for a quote, and some 10 ms for the anchor's write.
   move has four quotes or signatures before quiesce, and two anchored commits within the downtime.
 - The disk is what the directory is on; fsync on a memory file system costs nothing.
+- A front end tries again 50 ms after it was told that a vTPM is being moved: its pauses are multiples of that.
 - No bandwidth limits, no evacuation of many vTPMs yet; fsync and hardware-TPM time are not listed apart.
 """
 
