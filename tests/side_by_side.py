@@ -11,6 +11,7 @@ import argparse
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO
 
 ROOT = Path(__file__).parents[1]
 VMS = "tests/system"
@@ -31,11 +32,11 @@ def main() -> int:
     return next((code for code in codes if code), 0)
 
 
-def _start(name: str, report: Path | None, words: list[str], output: object) -> subprocess.Popen[bytes]:
+def _start(name: str, report: Path | None, words: list[str], output: IO[bytes] | None) -> subprocess.Popen[bytes]:
     argv = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *words]
     if report is not None:
         argv += ["--junitxml", str(report / f"{name}.xml")]
-    return subprocess.Popen(argv, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)  # type: ignore[call-overload, no-any-return]
+    return subprocess.Popen(argv, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,9 @@ from typing import Any
 import pytest
 
 from guest_frontend.link import Link
-from manager_vm.trust import order
+from manager_vm.trust import evidence, order
+from manager_vm.trust.authority import AuthorityDirectory
+from manager_vm.trust.register import Register
 from manager_vm.trust.signing import SigningKey
 from manager_vm.wire import migration
 from tests.integration import crashing, raw
@@ -237,6 +239,30 @@ def test_a_used_order_is_refused_at_both_ends(site: Site) -> None:
     site.migrate(site.b, site.a)
     again = refused(site, write(site, kept))
     assert "generation" in again.text
+
+
+def rank(site: Site, manager: Manager, level: int) -> None:
+    """Enrol the platform anew, with this trust level."""
+    register, files = Register(AuthorityDirectory.open(manager.authority)), manager.directory
+    evidence_, answer, issued = (files / f"{name}.json" for name in ("evidence", "answer", "issued"))
+    manager.ctl("platform", "evidence", "--out", str(evidence_))
+    vendors = evidence.load_vendors(files / "hwtpm" / "vendor-ca.pem")
+    _, challenge = register.challenge(site.platforms[manager], evidence_.read_bytes(), vendors, level)
+    (files / "challenge.json").write_bytes(challenge)
+    manager.ctl("platform", "activate", str(files / "challenge.json"), "--out", str(answer))
+    issued.write_bytes(register.enrol(answer.read_bytes())[2])
+    manager.ctl("platform", "install", str(issued))
+
+
+def test_no_vtpm_goes_to_a_platform_that_the_authority_trusts_less(site: Site) -> None:
+    rank(site, site.a, 5)
+    with pytest.raises(Refused, match="no vTPM goes down") as refused_:
+        site.migrate(site.a, site.b)
+    assert "5 at the source and 0 at the destination" in refused_.value.text
+    assert site.a.show("v")["state"] == "running" and site.b.ctl("list") == []
+    rank(site, site.b, 5)
+    site.migrate(site.a, site.b)
+    assert site.b.show("v")["state"] == "running"
 
 
 def test_no_vtpm_goes_where_its_name_is_taken(site: Site) -> None:
