@@ -96,7 +96,6 @@ DESTINATION: Table = {
 }
 
 _OVER: frozenset[State] = frozenset({_S.DONE, _S.ABORTED, _S.RESTORED, _S.DECLARED, _D.COMMITTED, _D.RELEASED})
-_RUNNABLE: frozenset[State] = frozenset({_S.OFFERED, _S.ABORTED, _S.RESTORED, _S.DECLARED, _D.ACTIVE, _D.COMMITTED})
 
 
 def step(table: Table, state: State | None, event: Event) -> Step | None:
@@ -107,8 +106,3 @@ def step(table: Table, state: State | None, event: Event) -> Step | None:
 def is_over(state: State) -> bool:
     """Whether this side needs nothing more of the other."""
     return state in _OVER
-
-
-def is_runnable(state: State) -> bool:
-    """Whether the vTPM runs, or may be started, on this side of the move."""
-    return state in _RUNNABLE

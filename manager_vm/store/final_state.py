@@ -15,7 +15,6 @@ from manager_vm.store.marks import Recovered
 from manager_vm.store.records import MAX_REASON, Contents, VtpmRecord
 
 VERSION = 1
-MAX_SIZE = 1 << 20  # bytes; measured: 6 to 40 kB
 _MOVABLE = {State.OFF, State.PARKED, State.RUNNING}
 
 

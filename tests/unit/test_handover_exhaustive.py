@@ -25,7 +25,6 @@ from manager_vm.protocol.handover import (
     Step,
     Table,
     is_over,
-    is_runnable,
     step,
 )
 from manager_vm.wire.migration import Kind
@@ -33,6 +32,7 @@ from manager_vm.wire.migration import Kind
 MOVES = (0, 1)
 TO_SOURCE = {Kind.PREPARED, Kind.COMMITTED, Kind.RELEASED}
 _S, _D = SourceState, DestinationState
+RUNNABLE = {_S.OFFERED, _S.ABORTED, _S.RESTORED, _S.DECLARED, _D.ACTIVE, _D.COMMITTED}  # on that side of the move
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ def successors(model: Model, world: World) -> Iterator[World]:
 
 def begin(world: World, move: int) -> Iterator[World]:
     """The source offers: one attempt at a time, while the vTPM is there."""
-    free = all(side.state is None or (is_over(side.state) and is_runnable(side.state)) for side in world.source)
+    free = all(side.state is None or (is_over(side.state) and side.state in RUNNABLE) for side in world.source)
     if world.source[move].state is None and free and (move == 0 or world.source[0].state is not None):
         yield put(world, True, move, Side(_S.OFFERED))
 
@@ -131,8 +131,8 @@ def put(world: World, at_source: bool, move: int, side: Side) -> World:
 
 def runnable(world: World) -> int:
     """How many copies run or may be started."""
-    gone = any(side.state is not None and not is_runnable(side.state) for side in world.source)
-    return (not gone) + sum(side.state is not None and is_runnable(side.state) for side in world.destination)
+    gone = any(side.state is not None and side.state not in RUNNABLE for side in world.source)
+    return (not gone) + sum(side.state is not None and side.state in RUNNABLE for side in world.destination)
 
 
 def kept(world: World) -> bool:
