@@ -14,6 +14,7 @@ from manager_vm import boot, provision, recover, systemd
 from manager_vm.config import Config
 from manager_vm.errors import LocalProtocolError, VtpmManagerError
 from manager_vm.keys import identity
+from manager_vm.net import Cards
 from manager_vm.protocol.lifecycle import State
 from manager_vm.server.attestor import Attestor
 from manager_vm.server.certify import Certifier
@@ -55,9 +56,12 @@ def run(config: Config, *, announce: bool = False) -> None:
         if config.own_host:
             wiring.reopen()
             _name_running_boots(opened.registry)
-        moving = _moving(config, ground, opened, wiring)
+        cards = Cards()
+        moving = _moving(config, ground, opened, wiring, cards)
         tasks.callback(moving.close)
-        verbs = Verbs(opened.manifest, registry, wiring, attestor, config, ground.warnings, moving.address)
+        verbs = Verbs(
+            opened.manifest, registry, wiring, attestor, config, ground.warnings, lambda: moving.address, cards
+        )
         host_link = open_link(config.host_link, _guarded(lambda request: verbs.perform(HOST, request)))
         tasks.callback(host_link.close)
         certifier = Certifier(opened.manifest, registry, opened.hardware, config.command_deadline)
@@ -104,7 +108,7 @@ def _received(config: Config, reception: Reception, stop: int) -> bool:
     return True
 
 
-def _moving(config: Config, ground: boot.Ground, opened: boot.Opened, wiring: Wiring) -> Moving:
+def _moving(config: Config, ground: boot.Ground, opened: boot.Opened, wiring: Wiring, cards: Cards) -> Moving:
     def arrived(name: str) -> None:
         if config.own_host:  # as its own host side it wires what comes, and says which boot runs
             try:
@@ -123,6 +127,7 @@ def _moving(config: Config, ground: boot.Ground, opened: boot.Opened, wiring: Wi
         opened.voucher,
         ground.versions,
         arrived,
+        cards,
     )
 
 

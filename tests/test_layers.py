@@ -20,7 +20,7 @@ LAYERS = (
     {"manager_vm.server"},
     {"manager_vm.vtpm"},
     {"manager_vm.keys"},
-    {"manager_vm.store", "manager_vm.vchan"},
+    {"manager_vm.store", "manager_vm.vchan", "manager_vm.net"},
     {"manager_vm.protocol", "manager_vm.trust"},
     {"manager_vm.wire", "manager_vm.crypto", "manager_vm.config", "manager_vm.packages", "manager_vm.systemd"},
     {"manager_vm.errors"},

@@ -87,6 +87,12 @@ def _add_arguments(verbs: dict[str, argparse.ArgumentParser]) -> None:
     verbs["create"].add_argument("--group", metavar="NAME", help="a tenant's group (default: the manager's own)")
     verbs["start"].add_argument("--power-on", action="store_true", help="_TPM_Init; refused while a guest is live")
     verbs["boot"].add_argument("number", type=int, metavar="N", help="the VM's boot number, growing by one per reset")
+    network = verbs["network"]
+    network.add_argument("mac", metavar="MAC", help="which card, by its MAC address")
+    network.add_argument("addresses", nargs="+", metavar="ADDRESS/PREFIX", help="all that it has, as in 10.0.0.7/24")
+    network.add_argument(
+        "--gateway", default="", metavar="ADDRESS", help="where all else is reached (default: nowhere)"
+    )
     attach = verbs["attach"]
     attach.add_argument(
         "channel", nargs="?", metavar="CHANNEL", help="ivshmem[:PCI-ADDRESS], virtio-serial:NAME, unix:PATH"

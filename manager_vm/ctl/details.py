@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from manager_vm.ctl import help_migration, help_recovery
+from manager_vm.ctl import help_migration, help_recovery, help_wiring
 
 TENANTS = {
     "group": """\
@@ -42,6 +42,7 @@ examples:
 
 DETAILS = (
     help_migration.DETAILS
+    | help_wiring.DETAILS
     | help_recovery.DETAILS
     | TENANTS
     | {
@@ -85,29 +86,6 @@ the host side has named it ('boot'), so a guest that still runs does not find ze
 The command that executes is finished, then the state is read, sealed and synced, then
 swtpm ends. It never costs a dictionary-attack strike. Guests' commands wait meanwhile,
 and fail after about 6 s.
-""",
-        "attach": """\
-CHANNEL is what the manager sees: ivshmem:PCI-ADDRESS (ivshmem alone: the only such
-device), virtio-serial:PORT-NAME, or unix:PATH. With `dev` it may be left out:
-DIR/channels/NAME.sock. A vTPM has one channel, a channel one vTPM. Attaching the same
-pair again changes nothing but the boot number. If naming the boot fails, a new wiring
-is taken back.
-
---boot N: N above the newest applied number is a reset or power-on; the same number says
-that this boot still runs.
-
-examples:
-  vtpmctl attach web1 ivshmem:0000:05:00.0 --boot 1
-  vtpmctl attach web1 ivshmem --print qemu          what to paste into the guest's QEMU command line
-""",
-        "detach": """\
-The command that executes is finished, the channel is closed, the vTPM goes on. After
-the next 'attach' it serves when its running boot has been named.
-""",
-        "boot": """\
-The host holds the VM at its reset until this has been acknowledged. A number is applied
-once: a repeated report of the same number changes nothing, a lower one is refused (exit
-code 13).
 """,
         "destroy": """\
 Refused while the vTPM is attached. Its keys go with the commit: no older copy of the

@@ -44,6 +44,7 @@ VERBS = {
     "stop": "[signed] park a vTPM: PCRs, sessions and loaded objects are kept for 'start'",
     "attach": "[host link] wire a vTPM to a guest's channel and name the running boot of its VM",
     "detach": "[host link] take a vTPM off its channel",
+    "network": "[host link] give a network card of the manager VM its addresses: other managers reach it there",
     "boot": "[host link] report that the VM was reset or powered on: boot number N, each applied once",
     "destroy": "[signed] remove a vTPM and its keys for ever",
     "release": "[signed] lead a vTPM out of quarantine: checked again, or at a loss that you accept",

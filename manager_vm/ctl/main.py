@@ -199,6 +199,7 @@ _HANDLERS: dict[str, Callable[[Args], int | None]] = {
     "info": _simple("info", "name"),
     "detach": _simple("detach", "name", host=True),
     "boot": _simple("boot", "name", "number", host=True),
+    "network": _simple("network", "mac", "addresses", "gateway", host=True),
     "attach": _attach,
     "destroy": _destroy,
     "release": _release,

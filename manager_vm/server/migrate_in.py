@@ -76,7 +76,7 @@ class Receiver:
     def address(self) -> str:
         """Where it listens, "host:port"."""
         host, port = self._socket.getsockname()[:2]
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return peer_link.join(host, port)
 
     @property
     def alive(self) -> bool:
@@ -238,7 +238,8 @@ def _told(error: VtpmManagerError) -> VtpmManagerError:
 
 def _listen(where: str) -> socket.socket:
     host, port = peer_link.parse_address(where)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        return socket.create_server((host, port), family=family, dualstack_ipv6=host == "::")
     except OSError as error:
         raise ConfigError(f"cannot listen for moves at {where}: {error.strerror or error}") from None

@@ -66,7 +66,7 @@ class _Attempt:
 
 
 class Sender:
-    """Thread-safe: one vTPM moves once at a time. ``listens``: the address of our own listener."""
+    """Thread-safe: one vTPM moves once at a time. ``listens``: the address of our own listener, or ""."""
 
     def __init__(self, local: Local, transit: Transit, ledger: Ledger, listens: str) -> None:
         self._local = local
@@ -137,7 +137,7 @@ class Sender:
         *,
         dry_run: bool,
     ) -> dict[str, Any]:
-        agreed = link.converse(agreement.offer(attempt.side, self._offer(attempt, record, ordered)), _ANSWER)
+        agreed = link.converse(agreement.offer(attempt.side, self._offer(attempt, link, record, ordered)), _ANSWER)
         ours, theirs = features.parse(agreed.offer.features), features.parse(agreed.accept.features)
         move_rules.demand_fits(ours, theirs)
         talk = attempt.talk = Talk(link, agreed.session)
@@ -151,7 +151,7 @@ class Sender:
             self._hand_over(attempt, talk, departure)
         return self._confirmed(attempt, talk)
 
-    def _offer(self, attempt: _Attempt, record: VtpmRecord, ordered: bytes) -> Offer:
+    def _offer(self, attempt: _Attempt, link: PeerLink, record: VtpmRecord, ordered: bytes) -> Offer:
         side = attempt.side
         return Offer(
             lowest=VERSION,
@@ -162,7 +162,7 @@ class Sender:
             nonce=os.urandom(NONCE_SIZE),
             move_key=side.key.public.uncompressed,
             features=self._local.features(name=record.name),
-            listens=self._listens,
+            listens=peer_link.visible(self._listens, link.local_host) if self._listens else "",
         )
 
     def _hand_over(self, attempt: _Attempt, talk: Talk, departure: Departure) -> None:

@@ -13,6 +13,7 @@ from manager_vm.config import Config
 from manager_vm.errors import ConfigError, MigrationError, StateError, VtpmManagerError
 from manager_vm.keys.approvals import Images
 from manager_vm.keys.evidence import Voucher
+from manager_vm.net import Cards
 from manager_vm.protocol.handover import SourceState
 from manager_vm.server import peer_link
 from manager_vm.server.ledger import Ledger
@@ -50,7 +51,9 @@ class Moving:
         voucher: Voucher,
         versions: Mapping[str, str],
         arrived: Callable[[str], None],
+        cards: Cards,
     ) -> None:
+        self._cards = cards
         self._manifest = manifest
         self._registry = registry
         self._ledger = Ledger(manifest, transit, config.state_dir / "moves", wiring.detach)
@@ -61,14 +64,17 @@ class Moving:
         if config.migration:
             self._receiver = _listening(config, lambda at: Receiver(local, transit, self._ledger, at, arrived))
             self._tasks.callback(self._receiver.close)
-        self._sender = Sender(local, transit, self._ledger, self.address)
+        listener = self._receiver.address if self._receiver is not None else ""
+        self._sender = Sender(local, transit, self._ledger, listener)
         self._asker = Asker(self._ledger)
         self._tasks.callback(self._asker.close)
 
     @property
     def address(self) -> str:
-        """Where this manager listens for moves, "" if it does not."""
-        return self._receiver.address if self._receiver is not None else ""
+        """Where other managers reach this one, "" if it does not listen, or has no address yet."""
+        if self._receiver is None:
+            return ""
+        return peer_link.visible(self._receiver.address, next(iter(self._cards.addresses), ""))
 
     @property
     def alive(self) -> bool:

@@ -20,6 +20,7 @@ Message = TypeVar("Message", bound=Inner)
 _CHUNK = 65536
 _SEND = 20.0  # seconds for one message
 _CONNECT = 5.0
+_EVERYWHERE = ("0.0.0.0", "::")
 
 
 class PeerLink:
@@ -39,6 +40,13 @@ class PeerLink:
             return cls(socket.create_connection(parse_address(address), _CONNECT))
         except OSError as error:
             raise MigrationError(f"no manager answers at {address} ({error})", Cause.PEER_LOST.word) from None
+
+    @property
+    def local_host(self) -> str:
+        """Our own address in this connection."""
+        with suppress(OSError):
+            return plain(self._socket.getsockname()[0])
+        return ""
 
     def send(self, message: Outer) -> None:
         """One message."""
@@ -157,6 +165,24 @@ def refusal(move: bytes, error: Exception) -> Refuse:
     cause = cause_of(error)
     text = "its log says more" if cause is Cause.FAULT else str(error)
     return Refuse(move, cause, text.encode()[: migration.MAX_TEXT].decode(errors="ignore"))
+
+
+def visible(listener: str, host: str) -> str:
+    """How others reach a listener: one that listens everywhere at ``host``, "" where that is not known."""
+    own, port = parse_address(listener)
+    if own not in _EVERYWHERE:
+        return listener
+    return join(host, port) if host else ""
+
+
+def join(host: str, port: int) -> str:
+    """ "host:port", or "[v6]:port"."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def plain(host: str) -> str:
+    """An IPv4 address as such, where a socket for both writes it as IPv6."""
+    return host.removeprefix("::ffff:")
 
 
 def parse_address(text: str) -> tuple[str, int]:

@@ -13,8 +13,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from manager_vm import net
 from manager_vm.config import Config
 from manager_vm.errors import ConfigError, RemoteProtocolError, UnknownVtpmError, VtpmManagerError
+from manager_vm.net import Cards
 from manager_vm.server import recovery
 from manager_vm.server.attestor import Attestor
 from manager_vm.server.wiring import Wiring
@@ -44,7 +46,8 @@ class Verbs:
         attestor: Attestor,
         config: Config,
         warnings: list[str],
-        migration: str,
+        migration: Callable[[], str],
+        cards: Cards,
     ) -> None:
         self._manifest = manifest
         self._registry = registry
@@ -53,6 +56,7 @@ class Verbs:
         self._config = config
         self._warnings = warnings
         self._migration = migration
+        self._cards = cards
         self._started = time.time()
 
     def perform(self, table: dict[str, Verb], request: Request | SignedRequest) -> Any:
@@ -70,7 +74,7 @@ class Verbs:
         """Version, start time (s since 1970), how many vTPMs in which state, memory in KiB, warnings.
 
         ``manager``: the id that signed requests name. ``authority``: id of the key that enrols operators, or "".
-        ``recovered``: the recoveries of this manager. ``migration``: where it listens for moves, "" = nowhere.
+        ``recovered``: the recoveries of this manager. ``migration``: where others reach it for moves, "" = nowhere.
         """
         contents = self._manifest.contents
         states = Counter(str(vtpm.state) for vtpm in self._registry.all())
@@ -83,7 +87,7 @@ class Verbs:
             "memory_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
             "warnings": self._warnings,
             "recovered": [recovery.marked(each) for each in contents.recovered],
-            "migration": self._migration,
+            "migration": self._migration(),
         }
 
     def list(self, args: dict[str, Any]) -> list[dict[str, Any]]:
@@ -170,6 +174,16 @@ class Verbs:
             raise ConfigError("boot needs the number of the VM's boot")
         return self._brief(self._registry.report_boot(_name(args), number))
 
+    def network(self, args: dict[str, Any]) -> dict[str, Any]:
+        """A network card of the VM has exactly these addresses, and this gateway."""
+        if self._config.own_host:
+            raise ConfigError("this manager is a process of its host and has that host's network")
+        mac, addresses = _get(args, "mac", str, ""), _get(args, "addresses", list, [])
+        if not all(isinstance(each, str) for each in addresses):
+            raise ConfigError("addresses are texts, as in 10.0.0.7/24")
+        self._cards.set_up(net.parse(mac, addresses, _get(args, "gateway", str, "")))
+        return {"addresses": self._cards.addresses, "migration": self._migration()}
+
     def _brief(self, record: VtpmRecord) -> dict[str, Any]:
         vtpm = self._registry.get(record.name)
         return {
@@ -241,4 +255,5 @@ HOST: dict[str, Verb] = {
     "attach": Verbs.attach,
     "detach": Verbs.detach,
     "boot": Verbs.boot,
+    "network": Verbs.network,
 }
