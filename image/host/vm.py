@@ -14,6 +14,7 @@ from typing import Any
 from image.host import machine
 from image.host.agent import Agent
 from image.host.machine import VmSpec
+from image.host.network import Card
 from image.host.process import Process
 from image.host.qmp import Qmp
 from manager_vm.errors import HostError, VtpmManagerError
@@ -103,6 +104,17 @@ class Vm:
         backend: dict[str, Any] = {"path": str(socket), "server": server}
         self._add_chardev(id_, backend | ({"wait": False} if server else {"reconnect": 1}))
         self.qmp.execute("device_add", driver="virtserialport", id=id_, bus="serial.0", chardev=id_, name=name)
+
+    def plug_card(self, id_: str, card: Card) -> None:
+        """Plug a network card into an empty slot."""
+        slot = self._empty_slot()
+        card.path.unlink(missing_ok=True)
+        local, remote = ({"type": "unix", "path": str(path)} for path in (card.path, card.switch))
+        self.qmp.execute("netdev_add", type="dgram", id=f"{id_}-net", local=local, remote=remote)
+        self.qmp.execute(
+            "device_add", driver="virtio-net-pci", id=id_, bus=slot, netdev=f"{id_}-net", mac=card.mac, romfile=""
+        )
+        self._slots[id_] = slot
 
     def unplug(self, id_: str) -> None:
         """Take a device away; waits for the guest's driver to give it back."""

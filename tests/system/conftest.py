@@ -22,6 +22,12 @@ def saved_guest() -> Saved:
 
 
 @pytest.fixture
+def rack(saved_manager: Saved, saved_guest: Saved) -> Iterator[vms.Rack]:
+    with vms.rack(saved_manager, vms.saved_peer(saved_manager), saved_guest) as found:
+        yield found
+
+
+@pytest.fixture
 def lab(saved_manager: Saved, saved_guest: Saved) -> Iterator[vms.Lab]:
     with vms.short_directory() as directory, Host(directory, vms.IMAGES, firmware=True) as host:
         host.start_manager(saved_manager)

@@ -7,7 +7,8 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from image import measure
@@ -18,6 +19,7 @@ from image.host import demo, saved
 from image.host.guest import Guest
 from image.host.host import Host
 from image.host.machine import VmSpec
+from image.host.network import Switch
 from image.host.saved import Saved
 from image.host.vm import Vm
 from image.host.wires import Carrier
@@ -53,6 +55,20 @@ def saved_manager() -> Saved:
         spec = host.manager_spec(directory / "hwtpm")
 
         def make(target: Path) -> None:
+            vm = host.start_manager()
+            vm.agent.wait(60)
+            saved.save(vm, target, host.authority)
+
+        return saved.find(_STORE, spec, host.accelerator, make)
+
+
+def saved_peer(first: Saved) -> Saved:
+    """A second manager, with another hardware TPM, enrolled by the authority of the first."""
+    with short_directory() as directory, Host(directory, IMAGES, firmware=True) as host:
+        spec = replace(host.manager_spec(directory / "hwtpm"), name="peer")
+
+        def make(target: Path) -> None:
+            shutil.copytree(first.directory / host.authority.name, host.authority)
             vm = host.start_manager()
             vm.agent.wait(60)
             saved.save(vm, target, host.authority)
@@ -101,6 +117,34 @@ class Lab:
     def journal(self) -> str:
         """What the manager's daemon logged."""
         return self.manager.agent.check("journalctl -b --no-pager -u vtpm-manager")
+
+
+class Rack:
+    """Two hosts of one authority, each with its manager and hardware TPM, and a network between them."""
+
+    def __init__(self, one: Lab, two: Lab, switch: Switch) -> None:
+        self.a, self.b = one, two
+        one.host.connect(switch, "10.77.0.1/24")
+        two.host.connect(switch, "10.77.0.2/24")
+
+    def platform(self, lab: Lab) -> str:
+        """The name that the authority gave the host's platform."""
+        return str(lab.host.links.admin("platform_show")["platform"])
+
+
+@contextmanager
+def rack(first: Saved, second: Saved, guest: Saved) -> Iterator[Rack]:
+    """Both managers restored and connected."""
+    with ExitStack() as stack:
+        directory = stack.enter_context(short_directory())
+        switch = Switch(directory / "switch")
+        stack.callback(switch.close)
+        labs = []
+        for name, found in (("a", first), ("b", second)):
+            host = stack.enter_context(Host(directory / name, IMAGES, firmware=True))
+            host.start_manager(found)
+            labs.append(Lab(host, guest))
+        yield Rack(labs[0], labs[1], switch)
 
 
 def console_says(vm: Vm, *texts: str) -> str:
