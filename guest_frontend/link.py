@@ -33,6 +33,7 @@ class Link:
     def __init__(self, where: str, patience: float = KERNEL_PATIENCE) -> None:
         self._addresses = [address.parse(each) for each in where.split(",")]
         self._at = 0  # which of them
+        self._tried = 0  # how many in a row had no vTPM for us
         self._client = ChannelClient(os.urandom(channel.SESSION_SIZE), patience)
         self._endpoint: Endpoint | None = None
         self._decoder = framing.Decoder(channel.MAX_BODY)
@@ -171,7 +172,7 @@ class Link:
             for frame in frames:
                 answers += self._perform(self._client.receive(channel.from_frame(frame), now))
                 if self.ready:
-                    self._served = True
+                    self._served, self._tried = True, 0
                     self._pause, self._complaint = _BACKOFF[0], None
         except ProtocolError as error:
             answers += self._drop(str(error), now)
@@ -222,7 +223,8 @@ class Link:
     def _go_on(self, now: float) -> None:
         """To the next channel; a pause when all of them were tried."""
         self._at = (self._at + 1) % len(self._addresses)
-        if self._at == 0 or len(self._addresses) == 1:
+        self._tried += 1
+        if self._tried >= len(self._addresses):
             self._back_off(now)
 
     def _back_off(self, now: float) -> None:

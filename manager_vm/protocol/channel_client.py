@@ -33,7 +33,7 @@ HELLO_INTERVAL = 1.0
 PING_INTERVAL = 1.0
 FRESH = 0.5  # a sign of life younger than this allows to write a command without a PING first
 SILENCE = 3.5  # the manager counts as gone after this
-RETRY_INTERVAL = 0.05  # after NOT_ACCEPTED
+RETRY_INTERVAL = (0.002, 0.05)  # after NOT_ACCEPTED: an eighth of how long it has waited, within these
 OVERDUE = 2.0  # a command without an answer for so long: greet again, the WELCOME tells whether it arrived
 KERNEL_PATIENCE = 0.45  # TPM_RC_RETRY before the guest kernel's 750 ms are over
 
@@ -197,6 +197,8 @@ class ChannelClient:
         pending = self._pending
         if pending is None or not pending.written:
             self._seq = message.next_seq
+            if pending is not None:
+                pending.try_at = now  # it was refused by another manager, or before this one was ready
             return self._push(now) + asking
         if message.resumed and message.next_seq in (self._seq, self._seq + 1):
             return [self._write(pending, now), *asking]
@@ -220,7 +222,8 @@ class ChannelClient:
         if pending is None or not pending.written or message.seq != self._seq:
             return []
         pending.written = False
-        pending.try_at = now + RETRY_INTERVAL
+        shortest, longest = RETRY_INTERVAL
+        pending.try_at = now + min(max((now - pending.arrived) / 8, shortest), longest)
         if pending.abandoned:
             self._pending, self._queued = self._queued, None
         return [Moved()] if message.reason is Reason.MOVED else []
