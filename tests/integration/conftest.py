@@ -27,7 +27,7 @@ class Make(Protocol):
 
 
 @contextmanager
-def _directory() -> Iterator[Path]:
+def short_directory() -> Iterator[Path]:
     """A short path (a UNIX socket's has 107 bytes) that swtpm's own uids can traverse."""
     path = Path(tempfile.mkdtemp(prefix="vt"))
     path.chmod(0o711)
@@ -39,7 +39,7 @@ def _directory() -> Iterator[Path]:
 
 
 @contextmanager
-def _managed(directory: Path, table: dict[str, Any] | None, prefix: tuple[str, ...]) -> Iterator[Manager]:
+def managed(directory: Path, table: dict[str, Any] | None, prefix: tuple[str, ...]) -> Iterator[Manager]:
     """The manager is stopped in order at the end, and must leave no process and no socket."""
     manager = Manager(directory, table, prefix)
     yield manager
@@ -63,7 +63,7 @@ def _end_leftovers(directory: Path) -> None:
 @pytest.fixture(scope="session")
 def provisioned() -> Iterator[Path]:
     """The directory of a manager (``m``) that was provisioned once for all: that takes a second."""
-    with _directory() as directory:
+    with short_directory() as directory:
         (directory / "m").mkdir(mode=0o711)
         manager = Manager(directory / "m").start()
         manager.stop()
@@ -83,9 +83,9 @@ def make(provisioned: Path) -> Iterator[Make]:
     with ExitStack() as stack:
 
         def one(table: dict[str, Any] | None = None, prefix: tuple[str, ...] = (), *, fresh: bool = False) -> Manager:
-            directory = stack.enter_context(_directory()) / "m"  # its authority stands beside it
+            directory = stack.enter_context(short_directory()) / "m"  # its authority stands beside it
             directory.mkdir(mode=0o711)
-            manager = stack.enter_context(_managed(directory, table, prefix))
+            manager = stack.enter_context(managed(directory, table, prefix))
             if not fresh and not prefix and not {"authority_dir", "swtpm"} & (table or {}).keys():
                 manager.prepare = lambda: _copy(provisioned, directory)
             return manager

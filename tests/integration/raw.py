@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import mmap
 import os
 import socket
 import struct
 import time
 from types import TracebackType
+from typing import NamedTuple
 
 from manager_vm.vchan import address
 from manager_vm.vchan.endpoint import State
@@ -17,12 +20,21 @@ from manager_vm.wire.channel import Command, Error, Hello, Message, Response, We
 from manager_vm.wire.tpm import CC
 
 TPM_CC_NV_INCREMENT = 0x134
+TPM_CC_DICTIONARY_ATTACK_PARAMETERS = 0x13A
+TPM_CC_PCR_RESET = 0x13D
+TPM_CC_POLICY_SECRET = 0x151
+TPM_CC_UNSEAL = 0x15E
 TPM_CC_POLICY_COMMAND_CODE = 0x16C
+TPM_CC_POLICY_TICKET = 0x172
 TPM_CC_START_AUTH_SESSION = 0x176
 TPM_CC_PCR_EXTEND = 0x182
 TPM_CC_POLICY_GET_DIGEST = 0x189
-_TPM_SE_POLICY = 1
+TPM_RH_LOCKOUT = 0x4000000A
+TPM_PT_LOCKOUT_COUNTER = 0x20E
+_TPM_SE_HMAC, _TPM_SE_POLICY = 0, 1
+_CONTINUE = b"\x01"  # TPMA_SESSION: the session outlives the command
 _ECC_STORAGE = bytes.fromhex("0023000b00030472000000060080004300100003001000000000")  # TPMT_PUBLIC, P-256, AES-128-CFB
+_SEALED = bytes.fromhex("0008000b00000052000000100000")  # TPMT_PUBLIC, sealed data, under dictionary-attack protection
 
 
 def rc(response: bytes) -> int:
@@ -60,7 +72,11 @@ def create_primary() -> bytes:
 
 def start_policy_session() -> bytes:
     """TPM2_StartAuthSession (Part 3, 11.1): a policy session, neither salted nor bound."""
-    rest = tpm.sized(os.urandom(16)) + tpm.sized(b"") + struct.pack(">BHH", _TPM_SE_POLICY, 0x0010, tpm.TPM_ALG_SHA256)
+    return _start_auth_session(_TPM_SE_POLICY, os.urandom(16))
+
+
+def _start_auth_session(kind: int, nonce: bytes) -> bytes:
+    rest = tpm.sized(nonce) + tpm.sized(b"") + struct.pack(">BHH", kind, tpm.TPM_ALG_NULL, tpm.TPM_ALG_SHA256)
     return tpm.command(TPM_CC_START_AUTH_SESSION, rest, handles=(tpm.TPM_RH_NULL, tpm.TPM_RH_NULL))
 
 
@@ -69,9 +85,132 @@ def policy_command_code(session: int) -> bytes:
     return tpm.command(TPM_CC_POLICY_COMMAND_CODE, struct.pack(">I", 0x15D), handles=(session,))
 
 
+def policy_secret(session: int, nonce: bytes, seconds: int) -> bytes:
+    """TPM2_PolicySecret (Part 3, 23.4) of the owner with an empty auth; the response has a ticket for ``seconds``."""
+    rest = tpm.sized(nonce) + tpm.sized(b"") + tpm.sized(b"") + struct.pack(">i", -seconds)
+    return tpm.command(TPM_CC_POLICY_SECRET, rest, handles=(tpm.TPM_RH_OWNER, session), auths=1)
+
+
+def policy_ticket(session: int, secret: bytes) -> bytes:
+    """TPM2_PolicyTicket (Part 3, 23.5) of what the response to ``policy_secret`` had."""
+    assert rc(secret) == 0, hex(rc(secret))
+    said = tpm.parameters(secret[tpm.HEADER_SIZE :])
+    timeout, ticket = said[:10], said[10:]
+    name = tpm.sized(struct.pack(">I", tpm.TPM_RH_OWNER))
+    return tpm.command(TPM_CC_POLICY_TICKET, timeout, tpm.sized(b"") * 2, name, ticket, handles=(session,))
+
+
 def policy_get_digest(session: int) -> bytes:
     """TPM2_PolicyGetDigest (Part 3, 23.19)."""
     return tpm.command(TPM_CC_POLICY_GET_DIGEST, handles=(session,))
+
+
+def seal(data: bytes, auth: bytes, owner_auth: bytes = b"") -> bytes:
+    """TPM2_CreatePrimary of sealed data in the owner hierarchy, under ``auth`` and dictionary-attack protection."""
+    sensitive = tpm.sized(tpm.sized(auth) + tpm.sized(data))
+    rest = sensitive + tpm.sized(_SEALED) + tpm.sized(b"") + struct.pack(">I", 0)
+    return tpm.command(tpm.CC.TPM2_CreatePrimary, rest, handles=(tpm.TPM_RH_OWNER,), auths=1, password=owner_auth)
+
+
+def unseal(sealed: int, auth: bytes) -> bytes:
+    """TPM2_Unseal (Part 3, 12.7)."""
+    return tpm.command(TPM_CC_UNSEAL, handles=(sealed,), auths=1, password=auth)
+
+
+def unsealed(response: bytes) -> bytes:
+    """The data in a successful response to TPM2_Unseal."""
+    assert rc(response) == 0, hex(rc(response))
+    return tpm.parameters(response[tpm.HEADER_SIZE :])[2:]
+
+
+def pcr_reset(pcr: int) -> bytes:
+    """TPM2_PCR_Reset (Part 3, 22.8)."""
+    return tpm.command(TPM_CC_PCR_RESET, handles=(pcr,), auths=1)
+
+
+def pcr_update_counter(response: bytes) -> int:
+    """The counter in a successful response to TPM2_PCR_Read."""
+    assert rc(response) == 0, hex(rc(response))
+    return int.from_bytes(response[10:14], "big")
+
+
+def dictionary_attack_parameters(tries: int, interval: int, recovery: int) -> bytes:
+    """TPM2_DictionaryAttackParameters (Part 3, 25.3) with the empty lockoutAuth; seconds."""
+    values = struct.pack(">III", tries, interval, recovery)
+    return tpm.command(TPM_CC_DICTIONARY_ATTACK_PARAMETERS, values, handles=(TPM_RH_LOCKOUT,), auths=1)
+
+
+def get_property(number: int) -> bytes:
+    """TPM2_GetCapability of one TPM_PT."""
+    return tpm.get_capability(tpm.TPM_CAP_TPM_PROPERTIES, number, 1)
+
+
+def property_of(response: bytes) -> int:
+    """The value in a successful response to ``get_property``."""
+    assert rc(response) == 0, hex(rc(response))
+    return int.from_bytes(response[-4:], "big")
+
+
+def context_save(handle: int) -> bytes:
+    """TPM2_ContextSave (Part 3, 28.2)."""
+    return tpm.command(tpm.CC.TPM2_ContextSave, handles=(handle,))
+
+
+def context_load(saved: bytes) -> bytes:
+    """TPM2_ContextLoad (Part 3, 28.3) of what the response to TPM2_ContextSave had."""
+    assert rc(saved) == 0, hex(rc(saved))
+    return tpm.command(tpm.CC.TPM2_ContextLoad, saved[tpm.HEADER_SIZE :])
+
+
+class Time(NamedTuple):
+    """TPMS_TIME_INFO (Part 2, 10.11.2); milliseconds."""
+
+    time: int
+    clock: int
+    resets: int
+    restarts: int
+    safe: int
+
+    @classmethod
+    def of(cls, response: bytes) -> Time:
+        """From a successful response to TPM2_ReadClock."""
+        assert rc(response) == 0, hex(rc(response))
+        return cls(*struct.unpack(">QQIIB", response[tpm.HEADER_SIZE :]))
+
+
+class HmacSession:
+    """An HMAC session with SHA-256 (Part 1, 19.6), neither salted nor bound: its key is the entity's auth alone."""
+
+    def __init__(self, tpm_: tpm.Tpm) -> None:
+        self._tpm = tpm_
+        self._mine = os.urandom(16)
+        response = tpm_.execute(_start_auth_session(_TPM_SE_HMAC, self._mine))
+        self.handle = handle_of(response)
+        self._tpms = response[16:]
+
+    def unseal(self, sealed: int, auth: bytes) -> bytes:
+        """The response to TPM2_Unseal; if it succeeds, the TPM's own HMAC in it is verified."""
+        public = self._tpm.execute(tpm.read_public(sealed))[tpm.HEADER_SIZE :]
+        name = public[4 + int.from_bytes(public[:2], "big") :][:34]
+        code = struct.pack(">I", TPM_CC_UNSEAL)
+        self._mine = os.urandom(16)
+        proof = self._proof(auth, code + name, self._mine + self._tpms)
+        session = struct.pack(">I", self.handle) + tpm.sized(self._mine) + _CONTINUE + tpm.sized(proof)
+        body = struct.pack(">II", sealed, len(session)) + session
+        header = tpm.HEADER.pack(tpm.TPM_ST_SESSIONS, tpm.HEADER_SIZE + len(body), TPM_CC_UNSEAL)
+        response = self._tpm.execute(header + body)
+        if rc(response) == tpm.RC.TPM_RC_RETRY:
+            response = self._tpm.execute(header + body)
+        if rc(response) == 0:
+            said = tpm.parameters(response[tpm.HEADER_SIZE :])
+            rest = response[tpm.HEADER_SIZE + 4 + len(said) :]
+            self._tpms = rest[2:18]
+            assert rest[21:] == self._proof(auth, bytes(4) + code + said, self._tpms + self._mine)
+        return response
+
+    @staticmethod
+    def _proof(auth: bytes, what: bytes, nonces: bytes) -> bytes:
+        return hmac.digest(auth, hashlib.sha256(what).digest() + nonces + _CONTINUE, "sha256")
 
 
 def handle_of(response: bytes) -> int:
