@@ -10,6 +10,7 @@ import struct
 import tempfile
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
@@ -20,10 +21,20 @@ from cryptography.x509.oid import NameOID
 from manager_vm.vtpm.sandbox import Sandbox
 from manager_vm.vtpm.swtpm import StateBlobs, Swtpm
 from manager_vm.wire import tpm
-from tests.bench.migrate.delay import Delay
+from tests.bench.migrate.roads import Road
 
 _LENGTHS = struct.Struct(">III")
 _ASK = tpm.get_random(8)
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """What a move took, in seconds. ``apart``, ``apart_total``: of these, waiting for a disk or a hardware TPM."""
+
+    downtime: float
+    total: float
+    apart: float = 0.0
+    apart_total: float = 0.0
 
 
 class Plain:
@@ -62,13 +73,14 @@ class Tls:
 
 
 class Bare:
-    """A vTPM that moves back and forth. ``kind``: how the state is carried."""
+    """A vTPM that moves from one swtpm to the next. ``kind``: how the state is carried, ``road``: over what."""
 
-    def __init__(self, kind: type[Plain] | type[Tls], rtt: float) -> None:
+    def __init__(self, kind: type[Plain] | type[Tls], road: Road) -> None:
         self._kind = kind()
         self._directory = tempfile.TemporaryDirectory(prefix="vt")
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._delay = Delay(f"127.0.0.1:{self._listener.getsockname()[1]}", rtt)
+        self._road = road
+        self._listener = road.listen()
+        self._way = road.way(self._listener)
         self._number = 0
         self._here = self._spawn()
         self._here.init()
@@ -78,20 +90,19 @@ class Bare:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._delay.close()
+        self._way.close()
         self._listener.close()
         self._here.close()
         self._directory.cleanup()
 
-    def move(self) -> tuple[float, float]:
-        """(downtime, total) in seconds."""
+    def move(self) -> Moved:
+        """There; the next one from there."""
         began = time.monotonic()
         there = self._spawn()
         ready, done = threading.Event(), threading.Event()
         receiver = threading.Thread(target=self._receive, args=(there, ready, done))
         receiver.start()
-        host, port = self._delay.address.rsplit(":", 1)
-        with self._kind.client(socket.create_connection((host, int(port)))) as link:
+        with self._kind.client(self._road.connect(self._way.address)) as link:
             ready.wait()
             stopped = time.monotonic()
             blobs = self._here.get_state()
@@ -102,7 +113,7 @@ class Bare:
         receiver.join()
         self._here.close()
         self._here = there
-        return ended - stopped, time.monotonic() - began
+        return Moved(ended - stopped, time.monotonic() - began)
 
     def _receive(self, there: Swtpm, ready: threading.Event, done: threading.Event) -> None:
         connection, _ = self._listener.accept()

@@ -1,4 +1,4 @@
-"""A ``dev`` manager that notes when it waits for the disk and for its hardware TPM: ``-m ....timed DIR``.
+"""A manager that notes when it waits for the disk and for its hardware TPM: ``-m tests.bench.migrate.timed DIR ...``.
 
 DIR/times has a line for each wait: "disk" or "tpm", and the monotonic seconds between which it lay. A wait for the TPM
 is a whole request: its commands, and what tpm2-tss does to protect them.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ Wait = tuple[str, float, float]
 
 
 def main() -> int:
-    """``dev`` on the directory."""
-    (directory,) = sys.argv[1:]
+    """The manager's own command line, behind the directory."""
+    directory, *words = sys.argv[1:]
     file = os.open(Path(directory) / "times", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
     def noted(kind: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -37,25 +37,40 @@ def main() -> int:
     os.fsync = noted("disk", os.fsync)
     os.fdatasync = noted("disk", os.fdatasync)
     Connection.request = noted("tpm", Connection.request)  # type: ignore[method-assign]
-    return __main__.main(["dev", directory])
+    return __main__.main(words)
 
 
-def read(directory: Path) -> Iterator[Wait]:
-    """All waits so far."""
-    for line in (directory / "times").read_text().splitlines():
-        kind, began, ended = line.split()
-        yield kind, float(began), float(ended)
+class Waits:
+    """What the managers on these directories have noted."""
 
+    def __init__(self, directories: Sequence[Path]) -> None:
+        self._files = [open(each / "times") for each in directories]  # noqa: SIM115
+        self._known: list[list[Wait]] = [[] for _ in directories]
 
-def within(waits: Iterable[Wait], kinds: tuple[str, ...], start: float, end: float) -> float:
-    """Seconds between ``start`` and ``end`` in which somebody waited so; those who waited at once count once."""
-    spans = sorted((max(began, start), min(ended, end)) for kind, began, ended in waits if kind in kinds)
-    total, reached = 0.0, start
-    for began, ended in spans:
-        if ended > max(began, reached):
-            total += ended - max(began, reached)
-            reached = ended
-    return total
+    def within(self, kinds: tuple[str, ...], start: float, end: float, *, of: int | None = None) -> float:
+        """Seconds from ``start`` to ``end`` in which one of them waited so, or manager ``of``: two at once count once.
+
+        What lay before ``start`` is forgotten.
+        """
+        for number, (file, known) in enumerate(zip(self._files, self._known, strict=True)):
+            new = [line.split() for line in file]
+            fresh = [(kind, float(began), float(ended)) for kind, began, ended in new]
+            self._known[number] = [each for each in (*known, *fresh) if each[2] > start]
+        chosen = self._known if of is None else [self._known[of]]
+        spans = sorted(
+            (max(began, start), min(ended, end)) for each in chosen for kind, began, ended in each if kind in kinds
+        )
+        total, reached = 0.0, start
+        for began, ended in spans:
+            if ended > max(began, reached):
+                total += ended - max(began, reached)
+                reached = ended
+        return total
+
+    def close(self) -> None:
+        """Of the files."""
+        for each in self._files:
+            each.close()
 
 
 if __name__ == "__main__":
