@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from manager_vm.store.records import Contents, Move
 
-KEPT = 256  # moves that are over; the oldest beyond that are forgotten
+KEPT = 256  # moves that are over, beside those that a peer may still ask about
 
 
 def put(contents: Contents, move: Move, key: bytes | None = None) -> Contents:
@@ -17,9 +18,21 @@ def put(contents: Contents, move: Move, key: bytes | None = None) -> Contents:
     if move.ended:
         keys.pop(move.id, None)
     moves = {**contents.moves, move.id: move}
-    for old in [each.id for each in moves.values() if each.ended][:-KEPT]:
+    for old in forgotten(moves):
         del moves[old]
     return replace(contents, moves=moves, move_keys=keys)
+
+
+def forgotten(moves: Mapping[str, Move]) -> set[str]:
+    """Which are not kept: over, not among the newest, and not the newest of their vTPM with their peer, in their
+    direction. That one's outcome the peer may not have heard, and about no older one does it ask.
+    """
+    last = {(each.vtpm, each.peer_ak, each.out): each.id for each in moves.values()}
+    return {each.id for each in moves.values() if each.ended} - _newest(moves) - set(last.values())
+
+
+def _newest(moves: Mapping[str, Move]) -> set[str]:
+    return {each.id for each in [each for each in moves.values() if each.ended][-KEPT:]}
 
 
 def open_one(contents: Contents, vtpm: str) -> Move | None:
