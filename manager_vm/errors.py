@@ -157,13 +157,13 @@ class MigrationError(VtpmManagerError):
 
 
 class RefusedError(MigrationError):
-    """The other side refused the move; nothing was changed."""
+    """The other side refused the move before it began; nothing was changed."""
 
     exit_code = 21
 
 
 class AbortedError(MigrationError):
-    """The move was given up before its point of no return; the source goes on."""
+    """The move had begun and was given up before its point of no return; the source goes on."""
 
     exit_code = 22
 

@@ -26,8 +26,8 @@ exit codes:
   0 done · 1 other · 2 usage · 3 configuration · 4 manager unreachable · 5 protocol · 6 trust
   7 hardware TPM · 8 state disk · 9 host program · 10 vTPM · 11 unknown vTPM · 12 busy or name in use
   13 wrong state · 14 swtpm · 15 quarantined · 20 move · 21 refused · 22 aborted · 23 handover unconfirmed
-  With --json an error is {"error": {"name": CLASS, "text": TEXT}} on standard output; the text also goes to
-  standard error.
+  With --json an error is {"error": {"name": CLASS, "text": TEXT}} on standard output, of a move with "cause"
+  (see 'migrations --help'); the text also goes to standard error.
 
 examples:
   vtpmctl -m /run/vtpm create web1
@@ -55,6 +55,8 @@ VERBS = {
     "migrate": "[signed] move a vTPM to another manager, by an order of its group's authority",
     "evacuate": "[signed] move all vTPMs to another manager",
     "migrations": "[signed] moves: how far they are, how they ended, receipts",
+    "receipt": "[signed] what proves a move to others: order, both platforms' evidence, both sides' signed words",
+    "verify-receipt": "[offline] verify a receipt of 'receipt'",
     "abort": "[signed] give up a move that has not come to its point of no return",
     "declare-dead": "[signed] take a vTPM back from a destination that will never answer",
     "authority": "[offline] sign what managers must know: which images may unseal, who operates, which platforms",

@@ -18,8 +18,10 @@ Then the guest has to find it: attach it at the destination to a channel of the 
 front end that was given CHANNEL,CHANNEL goes to the second by itself. --dry-run ends
 before the vTPM is touched.
 
-Exit codes: 20 it stays, the text says why; 23 it was given up for the destination, which
-has not confirmed it: it is asked again until it does, and 'migrations' shows it.
+Exit codes: 20 it stays, the text says why; 21 the same, and it is the destination that
+refused; 22 the move had begun and was given up, it goes on here; 23 it was given up for
+the destination, which has not confirmed it: it is asked again until it does, and
+'migrations' shows it. --json names the cause apart.
 
 examples:
   vtpmctl -m A migrate web1 --to B                       two dev managers in one directory
@@ -33,13 +35,29 @@ Exit code 1 if one stays.
 example: vtpmctl -m A evacuate --to B --parallel 4
 """,
     "migrations": """\
-The newest 256 moves that are over, and all that are not. STATE at the source: offered
+The newest 256 moves that are over, all that are not, and the last of each vTPM with each
+peer. STATE at the source: offered
 (nothing was given up), tombstone (given up; the destination has not confirmed), done,
 aborted, restored (taken back: the destination has signed that it never will run it),
 declared dead. At the destination: prepared (whole, but the source has not given it up),
 committed, released. CAUSE: tampered, replayed, evidence, policy, order, version,
 resume-failed, peer-lost, timeout, busy, fault. --json adds the receipts: the signed words
 of both sides, the key of the other side's words, the transcript that they are about.
+""",
+    "receipt": """\
+MOVE is the id of a move, as 'migrations --json' shows it, or a vTPM's name: its newest
+move. The file has what both sides have sent to each other before keys were made, and the
+newest signed word of each: nothing in it is secret. The newest 256 are kept.
+
+example: vtpmctl -m /run/vtpm receipt web1 --out web1.receipt
+""",
+    "verify-receipt": """\
+Asks nobody: trusted are the authority's public key and, for a vTPM of a tenant's group,
+that of the group's authority. Proves line by line who ordered the move, that both
+hardware TPMs quoted approved images and the keys of this very move, and what each side
+signed with these keys. Exit code 6 if anything does not hold.
+
+example: vtpmctl verify-receipt web1.receipt --authority authority.pub
 """,
     "abort": """\
 At the source before it has given the vTPM up, or at the destination before it has heard

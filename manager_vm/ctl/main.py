@@ -29,7 +29,7 @@ from manager_vm.ctl import (
 )
 from manager_vm.ctl.client import Client, operator_key, sockets
 from manager_vm.ctl.doctor import Level
-from manager_vm.errors import ConfigError, VtpmManagerError
+from manager_vm.errors import ConfigError, MigrationError, VtpmManagerError
 from manager_vm.trust import rules
 from manager_vm.wire.admin import Progress
 
@@ -59,7 +59,8 @@ def _run(argv: list[str] | None) -> int:
     except VtpmManagerError as error:
         print(f"vtpmctl: {output.printable(str(error))}", file=sys.stderr)
         if args.json:
-            print(output.as_json({"error": {"name": type(error).__name__, "text": str(error)}}))
+            cause = {"cause": error.cause} if isinstance(error, MigrationError) and error.cause else {}
+            print(output.as_json({"error": {"name": type(error).__name__, "text": str(error), **cause}}))
         return error.exit_code
 
 
@@ -219,6 +220,8 @@ _HANDLERS: dict[str, Callable[[Args], int | None]] = {
     "migrate": lambda args: migration.migrate(args, _call),
     "evacuate": lambda args: migration.evacuate(args, _call),
     "migrations": lambda args: migration.migrations(args, _call),
+    "receipt": lambda args: evidence.receipt(args, _call),
+    "verify-receipt": evidence.verify_receipt,
     "abort": _simple("abort", "name"),
     "declare-dead": _declare_dead,
     "certify": lambda args: credentials.certify(args, _call),

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 from manager_vm.crypto import Key
-from manager_vm.errors import MigrationError, RemoteProtocolError
-from manager_vm.protocol import session
+from manager_vm.errors import MigrationError, RefusedError, RemoteProtocolError
 from manager_vm.protocol.session import Session
+from manager_vm.trust import transcript
 from manager_vm.wire.migration import VERSION, Accept, Cause, Confirm, Offer, Outer, Refuse
 
 Message = TypeVar("Message", bound=Outer)
@@ -42,12 +42,12 @@ class Destination(Us, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Agreed:
-    """``offer``, ``accept``: as they were sent, the latter without evidence. ``last``: to be sent."""
+    """``offer``, ``accept``, ``confirm``: as they were sent, but for ``confirm``, which the source has yet to send."""
 
     session: Session
     offer: Offer
     accept: Accept
-    last: Confirm | None = None
+    confirm: Confirm
 
 
 Conversation = Generator[Outer, Outer, Agreed]
@@ -58,14 +58,13 @@ def offer(us: Us, offered: Offer) -> Conversation:
     accept = _expected(Accept, offered.move, (yield offered))
     if accept.version != VERSION:
         raise MigrationError(f"the other side speaks version {accept.version}", Cause.VERSION.word)
-    first = session.first_transcript(offered, accept)
-    us.verify(accept.evidence, session.destination_binding(first))
+    first = transcript.first(offered, accept)
+    us.verify(accept.evidence, transcript.destination_binding(first))
     shared = us.agree(accept.share)
-    second = session.second_transcript(first, accept.evidence)
-    own = us.evidence(session.source_binding(second))
-    third = session.third_transcript(second, own)
-    last = Confirm(offered.move, own)
-    return Agreed(Session(third, shared, at_source=True), offered, accept, last)
+    second = transcript.second(first, accept.evidence)
+    own = us.evidence(transcript.source_binding(second))
+    third = transcript.third(second, own)
+    return Agreed(Session(third, shared, at_source=True), offered, accept, Confirm(offered.move, own))
 
 
 def accept(us: Destination, offered: Offer) -> Conversation:
@@ -75,13 +74,14 @@ def accept(us: Destination, offered: Offer) -> Conversation:
         raise MigrationError(f"the other side speaks versions {versions}, and we speak {VERSION}", Cause.VERSION.word)
     bare = us.admit(offered)
     shared = us.agree(offered.share)
-    first = session.first_transcript(offered, bare)
-    own = us.evidence(session.destination_binding(first))
-    confirm = _expected(Confirm, offered.move, (yield replace(bare, evidence=own)))
-    second = session.second_transcript(first, own)
-    us.verify(confirm.evidence, session.source_binding(second))
-    third = session.third_transcript(second, confirm.evidence)
-    return Agreed(Session(third, shared, at_source=False), offered, bare)
+    first = transcript.first(offered, bare)
+    own = us.evidence(transcript.destination_binding(first))
+    full = replace(bare, evidence=own)
+    confirm = _expected(Confirm, offered.move, (yield full))
+    second = transcript.second(first, own)
+    us.verify(confirm.evidence, transcript.source_binding(second))
+    third = transcript.third(second, confirm.evidence)
+    return Agreed(Session(third, shared, at_source=False), offered, full, confirm)
 
 
 def _expected(kind: type[Message], move: bytes, message: Outer) -> Message:
@@ -92,7 +92,7 @@ def _expected(kind: type[Message], move: bytes, message: Outer) -> Message:
     return message
 
 
-def refused(message: Refuse) -> MigrationError:
+def refused(message: Refuse) -> RefusedError:
     """What the other side says; its words are for people."""
     text = "".join(letter if letter.isprintable() else "?" for letter in message.text)
-    return MigrationError(f"the other side refused ({message.cause.word}): {text}", message.cause.word)
+    return RefusedError(f"the other side refused ({message.cause.word}): {text}", message.cause.word)

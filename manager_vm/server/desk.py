@@ -251,6 +251,7 @@ OWN: dict[str, Callable[[Desk, dict[str, Any]], Any]] = {
     "certify": Desk.certify,
     "migrate": lambda desk, args: desk._moving.migrate(args),
     "migrations": lambda desk, args: desk._moving.listed(args),
+    "receipt": lambda desk, args: desk._moving.receipt(args),
     "abort": lambda desk, args: desk._moving.abort(args),
     "declare_dead": lambda desk, args: desk._moving.declare_dead(args),
     "recovery": Desk.recovery,

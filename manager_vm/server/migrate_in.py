@@ -32,6 +32,7 @@ from manager_vm.server.admission import Incoming, Room
 from manager_vm.server.ledger import Ledger
 from manager_vm.server.move_rules import Local
 from manager_vm.server.peer_link import PeerLink, Talk
+from manager_vm.server.receipts import Proofs
 from manager_vm.store import final_state
 from manager_vm.store.final_state import FinalState
 from manager_vm.store.records import Move
@@ -57,11 +58,18 @@ class Receiver:
     """The listener. ``arrived`` is told the name of each vTPM that is PREPARED: somebody may want to wire it."""
 
     def __init__(
-        self, local: Local, transit: Transit, ledger: Ledger, where: str, arrived: Callable[[str], None]
+        self,
+        local: Local,
+        transit: Transit,
+        ledger: Ledger,
+        proofs: Proofs,
+        where: str,
+        arrived: Callable[[str], None],
     ) -> None:
         self._local = local
         self._transit = transit
         self._ledger = ledger
+        self._proofs = proofs
         self._arrived = arrived
         self._room = Room()
         self._strangers: Counter[str] = Counter()
@@ -160,7 +168,7 @@ class Receiver:
             try:
                 agreed = link.converse(_releasing(side, offer, stranger), _CONFIRM)
                 talk = Talk(link, agreed.session)
-                with self._transit.arriving(side.name) as arrival:
+                with self._proofs.kept(agreed), self._transit.arriving(side.name) as arrival:
                     move = self._receive(talk, side, agreed, arrival)
             except VtpmManagerError as error:
                 (talk or link).refuse(offer.move, _told(error))

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from manager_vm.errors import (
+    AbortedError,
     HandoverUnconfirmedError,
     MigrationError,
     RemoteProtocolError,
@@ -29,6 +30,7 @@ from manager_vm.server import move_rules, peer_link
 from manager_vm.server.ledger import Ledger
 from manager_vm.server.move_rules import Local, Side
 from manager_vm.server.peer_link import PeerLink, Talk
+from manager_vm.server.receipts import Proofs
 from manager_vm.store.records import Move, VtpmRecord
 from manager_vm.trust.order import Order
 from manager_vm.vtpm.transit import Departure, Transit
@@ -68,10 +70,11 @@ class _Attempt:
 class Sender:
     """Thread-safe: one vTPM moves once at a time. ``listens``: the address of our own listener, or ""."""
 
-    def __init__(self, local: Local, transit: Transit, ledger: Ledger, listens: str) -> None:
+    def __init__(self, local: Local, transit: Transit, ledger: Ledger, proofs: Proofs, listens: str) -> None:
         self._local = local
         self._transit = transit
         self._ledger = ledger
+        self._proofs = proofs
         self._listens = listens
         self._links: set[PeerLink] = set()
         self._stopping = False
@@ -145,11 +148,12 @@ class Sender:
         if dry_run:
             talk.say(Refuse(attempt.move, Cause.POLICY, "it was a trial"))
             return {"vtpm": record.name, "to": order.destination, "dry_run": True}
-        self._ledger.offer(_move(attempt, agreed, record, order, address), attempt.side.key)
-        attempt.begun = True
-        with self._transit.leaving(record.uuid) as departure:
-            self._hand_over(attempt, talk, departure)
-        return self._confirmed(attempt, talk)
+        with self._proofs.kept(agreed):
+            self._ledger.offer(_move(attempt, agreed, record, order, address), attempt.side.key)
+            attempt.begun = True
+            with self._transit.leaving(record.uuid) as departure:
+                self._hand_over(attempt, talk, departure)
+            return self._confirmed(attempt, talk)
 
     def _offer(self, attempt: _Attempt, link: PeerLink, record: VtpmRecord, ordered: bytes) -> Offer:
         side = attempt.side
@@ -197,6 +201,7 @@ class Sender:
                 )
             if told is not None:
                 _tell(link, told)
+            error = error if isinstance(error, StateError) else AbortedError(str(error), cause.word)
         (attempt.talk or link).refuse(attempt.move, error)
         return error if isinstance(error, MigrationError | StateError) else MigrationError(str(error), cause.word)
 

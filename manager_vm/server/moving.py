@@ -21,6 +21,7 @@ from manager_vm.server.migrate_in import Receiver
 from manager_vm.server.migrate_out import Sender
 from manager_vm.server.move_rules import Local
 from manager_vm.server.peer_link import PeerLink
+from manager_vm.server.receipts import Proofs
 from manager_vm.server.wiring import Wiring
 from manager_vm.store import atomic, moves
 from manager_vm.store.manifest import Manifest
@@ -58,14 +59,17 @@ class Moving:
         self._registry = registry
         self._ledger = Ledger(manifest, transit, config.state_dir / "moves", wiring.detach)
         self._ledger.recover()
+        self._proofs = Proofs(manifest, config.state_dir / "receipts")
         self._tasks = ExitStack()
         local = Local(manifest, images, voucher, versions)
         self._receiver: Receiver | None = None
         if config.migration:
-            self._receiver = _listening(config, lambda at: Receiver(local, transit, self._ledger, at, arrived))
+            self._receiver = _listening(
+                config, lambda at: Receiver(local, transit, self._ledger, self._proofs, at, arrived)
+            )
             self._tasks.callback(self._receiver.close)
         listener = self._receiver.address if self._receiver is not None else ""
-        self._sender = Sender(local, transit, self._ledger, listener)
+        self._sender = Sender(local, transit, self._ledger, self._proofs, listener)
         self._asker = Asker(self._ledger)
         self._tasks.callback(self._asker.close)
 
@@ -100,6 +104,13 @@ class Moving:
     def listed(self, args: dict[str, Any]) -> list[dict[str, Any]]:
         """All moves that are remembered, oldest first."""
         return [_told(move) for move in self._manifest.contents.moves.values()]
+
+    def receipt(self, args: dict[str, Any]) -> bytes:
+        """What proves a move to others (MIGRATION.md, section 11): by its id, or the newest of a vTPM by its name."""
+        named = args.get("move")
+        if not isinstance(named, str):
+            raise ConfigError("name a move or a vTPM")
+        return self._proofs.of(named)
 
     def abort(self, args: dict[str, Any]) -> dict[str, Any]:
         """Give up the move of vTPM ``name``, at either end, if it has not come to its point of no return."""

@@ -72,8 +72,8 @@ class PeerLink:
                 message = conversation.send(self.receive(timeout))
         except StopIteration as end:
             agreed: Agreed = end.value
-        if agreed.last is not None:
-            self.send(agreed.last)
+        if agreed.session.at_source:
+            self.send(agreed.confirm)
         return agreed
 
     def refuse(self, move: bytes, error: Exception) -> None:

@@ -68,6 +68,7 @@ RULES: dict[str, Rule] = {
     "certify": _OPERATORS,
     "migrate": Rule(_WORKERS, about=About.VTPM, platform=_ADMIN),  # the order, by the group's authority, decides
     "migrations": Rule(frozenset(Role), changes=False),
+    "receipt": Rule(frozenset(Role), changes=False),
     "abort": Rule(_WORKERS, about=About.VTPM, platform=_ADMIN),
     "declare_dead": _ADMINS,
     "release": Rule(_ADMIN, about=About.VTPM),

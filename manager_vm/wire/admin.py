@@ -18,7 +18,7 @@ from typing import Any
 
 import msgpack
 
-from manager_vm.errors import BY_NAME, RemoteProtocolError, VtpmManagerError
+from manager_vm.errors import BY_NAME, MigrationError, RemoteProtocolError, VtpmManagerError
 from manager_vm.wire.channel import Type
 from manager_vm.wire.framing import Frame
 
@@ -85,7 +85,8 @@ def to_frame(message: AdminMessage) -> Frame:
         case SignedRequest(id_, key, signature, signed):
             return Frame(Type.REQUEST, 0, id_, msgpack.packb({"signed": signed, "key": key, "signature": signature}))
         case Reply(id_, _, VtpmManagerError() as error):
-            wire = {"name": type(error).__name__, "text": str(error)}
+            cause = {"cause": error.cause} if isinstance(error, MigrationError) and error.cause else {}
+            wire = {"name": type(error).__name__, "text": str(error), **cause}
             return Frame(Type.REPLY, 0, id_, msgpack.packb({"error": wire}))
         case Reply(id_, ok):
             return Frame(Type.REPLY, 0, id_, msgpack.packb({"ok": ok}))
@@ -103,11 +104,16 @@ def from_frame(frame: Frame) -> AdminMessage:
             return SignedRequest(frame.seq, key, signature, signed)
         case Type.REPLY, {"ok": ok}:
             return Reply(frame.seq, ok)
-        case Type.REPLY, {"error": {"name": str(name), "text": str(text)}}:
-            return Reply(frame.seq, error=BY_NAME.get(name, VtpmManagerError)(text))
+        case Type.REPLY, {"error": {"name": str(name), "text": str(text), **more}}:
+            return Reply(frame.seq, error=_error(name, text, more.get("cause")))
         case Type.PROGRESS, {"text": str(text), "done": int(done), "total": int(total)}:
             return Progress(frame.seq, text, done, total)
     raise RemoteProtocolError(f"a frame of type {frame.type} is no admin message; do both sides have the same version?")
+
+
+def _error(name: str, text: str, cause: object) -> VtpmManagerError:
+    kind = BY_NAME.get(name, VtpmManagerError)
+    return kind(text, cause) if issubclass(kind, MigrationError) and isinstance(cause, str) else kind(text)
 
 
 def pack_statement(statement: Statement) -> bytes:

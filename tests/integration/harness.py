@@ -57,9 +57,9 @@ def environment(directory: Path, **more: str) -> dict[str, str]:
 class Refused(Exception):
     """vtpmctl ended with an error."""
 
-    def __init__(self, code: int, name: str, text: str) -> None:
+    def __init__(self, code: int, name: str, text: str, cause: str = "") -> None:
         super().__init__(f"exit code {code}, {name}: {text}")
-        self.code, self.name, self.text = code, name, text
+        self.code, self.name, self.text, self.cause = code, name, text, cause
 
 
 class Manager:
@@ -209,7 +209,9 @@ class Manager:
         said = json.loads(done.stdout) if done.stdout.strip() else None
         if done.returncode:
             error = (said or {}).get("error", {})
-            raise Refused(done.returncode, error.get("name", ""), error.get("text", done.stderr))
+            raise Refused(
+                done.returncode, error.get("name", ""), error.get("text", done.stderr), error.get("cause", "")
+            )
         return said
 
     def show(self, name: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from manager_vm.trust import evidence, order
 from manager_vm.trust.authority import AuthorityDirectory
 from manager_vm.trust.register import Register
 from manager_vm.trust.signing import SigningKey
-from manager_vm.wire import migration
+from manager_vm.wire import framing, migration
 from tests.integration import crashing, raw
 from tests.integration.conftest import Make
 from tests.integration.harness import Manager, Refused, until
@@ -32,7 +33,7 @@ from tests.integration.test_audit import entries
 from tests.integration.test_bad_input import fill
 
 INDEX, COUNTER, PERSISTENT = "0x1500016", "0x1500017", "0x81010001"
-TRUST, MOVE = 6, 20
+TRUST, MOVE, REFUSED, ABORTED, UNCONFIRMED = 6, 20, 21, 22, 23
 FRAMES = 8  # OFFER, ACCEPT, CONFIRM, READY, STATE, PREPARED, COMMIT, COMMITTED: the state fits one part
 
 
@@ -178,6 +179,56 @@ def test_both_sides_keep_receipts_that_the_other_has_signed(site: Site) -> None:
     assert not any(each["event"] in ("created", "destroyed") for each in entries(site.b))
 
 
+def test_a_receipt_of_either_side_proves_the_move_to_whoever_has_the_authoritys_key_alone(site: Site) -> None:
+    site.migrate(site.a, site.b)
+    one, two = site.platforms.values()
+    for manager, named in ((site.a, site.a.ctl("migrations")[0]["move"]), (site.b, "v")):
+        path = manager.directory / "v.receipt"
+        manager.ctl("receipt", named, "--out", str(path))
+        proven = verified(manager, path)
+        assert f"move from platform '{one}' to '{two}'" in proven[0]
+        signed = {line.split(":")[0] for line in proven if "has signed" in line}
+        assert signed == {f"'{one}' has signed COMMIT", f"'{two}' has signed COMMITTED"}
+        for name in (one, two):
+            assert any(line.startswith(f"platform '{name}': image: the authority approved it") for line in proven)
+        data = path.read_bytes()
+        for at in range(0, len(data), len(data) // 60):
+            path.write_bytes(flip(data, at))
+            with pytest.raises(Refused) as refused_:
+                verified(manager, path)
+            assert refused_.value.code == TRUST
+        path.write_bytes(data)
+    stranger = site.a.directory / "stranger.pub"
+    SigningKey.create().public.store(stranger)
+    with pytest.raises(Refused):
+        verified(site.a, site.a.directory / "v.receipt", stranger)
+
+
+def test_a_receipt_outlives_a_restart_and_a_refused_move_leaves_none(site: Site) -> None:
+    site.b.ctl("create", "w")
+    site.a.ctl("create", "w")
+    with pytest.raises(Refused, match="policy"):
+        site.migrate(site.a, site.b, name="w")
+    site.migrate(site.a, site.b)
+    (move,) = site.a.ctl("migrations")
+    site.a.stop()
+    site.a.start()
+    assert [path.name for path in (site.a.state / "receipts").iterdir()] == [move["move"]]
+    site.a.ctl("receipt", "v", "--out", str(site.a.directory / "v.receipt"))
+    with pytest.raises(Refused, match="no receipt of a move 'w'"):
+        site.a.ctl("receipt", "w", "--out", str(site.a.directory / "w.receipt"))
+
+
+def verified(manager: Manager, path: Path, authority: Path | None = None) -> list[str]:
+    key = authority or manager.authority / "authority.pub"
+    done = manager.vtpmctl("verify-receipt", str(path), "--authority", str(key))
+    said = json.loads(done.stdout)
+    if done.returncode:
+        raise Refused(done.returncode, "", said["not_proven"])
+    proven: list[str] = said["proven"]
+    return proven
+
+
 def states(manager: Manager, event: str) -> list[str]:
     return [entry["state"] for entry in entries(manager) if entry["event"] == event]
 
@@ -320,7 +371,7 @@ def test_a_move_that_is_cut_after_any_message_ends_with_one_vtpm(site: Site, bet
     cut = between(once(last))
     with pytest.raises(Refused) as ended:
         site.migrate(site.a, site.b, at=cut.address)
-    assert ended.value.code == (23 if last > 5 else MOVE)
+    assert ended.value.code == (MOVE if last < 4 else ABORTED if last <= 5 else UNCONFIRMED)
     if last > 5:  # the tombstone stands: the source asks again, at the address that it knows
         assert site.a.show("v")["state"] == "gone" or not site.a.ctl("list")
     where, state = settled(site, uuid)
@@ -336,26 +387,118 @@ def test_no_byte_of_the_state_leaves_before_both_sides_have_proven_who_they_are(
     assert [source for source, _ in seen.kept][:5] == [True, False, True, False, True]  # READY stands before STATE
 
 
+@pytest.mark.parametrize("samples", [3, pytest.param(20, marks=pytest.mark.full)])  # of each of five messages
 def test_a_changed_byte_is_called_tampered_or_refused_and_never_a_fault_of_the_destination(
-    site: Site, between: Between_
+    site: Site, between: Between_, samples: int
 ) -> None:
     sizes: list[int] = []
     trial = between(lambda number, source, frame: sizes.append(len(frame)) or frame)  # type: ignore[func-returns-value]
     site.migrate(site.a, site.b, at=trial.address)
     site.migrate(site.b, site.a)
     for number in range(5):  # before the point of no return
-        for at in (30, sizes[number] // 2, sizes[number] - 1):
-            changed = between(lambda n, source, frame, k=number, i=at: flip(frame, i) if n == k else frame)  # type: ignore[misc]
+        for sample in range(samples):
+            at = framing.HEADER_SIZE + (sizes[number] - framing.HEADER_SIZE - 1) * sample // (samples - 1)
+            change = flip if sample % 2 else flip_whole
+            changed = between(lambda n, source, frame, k=number, i=at, f=change: f(frame, i) if n == k else frame)  # type: ignore[misc]
             with pytest.raises(Refused) as ended:
                 site.migrate(site.a, site.b, at=changed.address)
-            causes = {each["cause"] for each in [*site.a.ctl("migrations"), *site.b.ctl("migrations")]}
-            assert "resume-failed" not in causes | {ended.value.text}, (number, at)
+            told = [each["cause"] for each in [*site.a.ctl("migrations"), *site.b.ctl("migrations")]]
+            assert "resume-failed" not in {*told, ended.value.cause}, (number, at)
+            assert ended.value.cause in CHANGED, (number, at, ended.value.text)
             assert site.a.show("v")["state"] == "running" and site.b.ctl("list") == []
     site.a.guest("v").run("tpm2_getrandom", "8")
 
 
+# what is said of a changed message: it was changed, or what it says now is refused; or the connection was ended for it
+CHANGED = {"tampered", "evidence", "order", "version", "policy", "peer-lost"}
+
+
 def flip(frame: bytes, at: int) -> bytes:
     return frame[:at] + bytes([frame[at] ^ 1]) + frame[at + 1 :]
+
+
+def flip_whole(frame: bytes, at: int) -> bytes:
+    """The same in the body, under a CRC that fits."""
+    (found,) = framing.Decoder(1 << 20).feed(frame)
+    return framing.encode(replace(found, body=flip(found.body, at - framing.HEADER_SIZE)))
+
+
+class Impostor:
+    """Somebody in between who has recorded an earlier move, and puts in what is his, or was theirs."""
+
+    def __init__(self, earlier: list[Any]) -> None:
+        self.key = SigningKey.create().public.uncompressed
+        self.offer, self.accept, self.confirm = earlier[:3]
+
+    def swap(self, what: str, frame: bytes) -> bytes:
+        message = parsed(frame)
+        match what, message:
+            case "own share for the source", migration.Accept():
+                message = replace(message, share=self.key)
+            case "own key for the source", migration.Accept():
+                message = replace(message, move_key=self.key)
+            case "own share for the destination", migration.Offer():
+                message = replace(message, share=self.key)
+            case "evidence of an earlier move for the source", migration.Accept():
+                message = replace(message, evidence=self.accept.evidence)
+            case "the whole answer of an earlier move", migration.Accept():
+                message = replace(self.accept, move=message.move)
+            case "evidence of an earlier move for the destination", migration.Confirm():
+                message = replace(message, evidence=self.confirm.evidence)
+            case "the destination's own evidence", migration.Accept():
+                self.confirm = migration.Confirm(message.move, message.evidence)
+            case "the destination's own evidence", migration.Confirm():
+                message = self.confirm
+            case _:
+                return frame
+        return framing.encode(migration.to_frame(message))
+
+
+SWAPS = (
+    "own share for the source",
+    "own key for the source",
+    "own share for the destination",
+    "evidence of an earlier move for the source",
+    "the whole answer of an earlier move",
+    "evidence of an earlier move for the destination",
+    "the destination's own evidence",
+)
+
+
+def parsed(frame: bytes) -> Any:
+    (found,) = framing.Decoder(1 << 20).feed(frame)
+    return migration.from_frame(found)
+
+
+def test_whoever_puts_his_own_or_older_things_between_both_sides_is_refused_for_the_evidence(
+    site: Site, between: Between_
+) -> None:
+    seen = between(lambda number, source, frame: frame)
+    site.migrate(site.a, site.b, at=seen.address)
+    earlier = [parsed(frame) for _, frame in seen.kept[:3]]
+    site.migrate(site.b, site.a)
+    for what in SWAPS:
+        impostor = Impostor(earlier)
+        swapped = between(lambda number, source, frame, i=impostor, w=what: i.swap(w, frame))  # type: ignore[misc]
+        with pytest.raises(Refused) as refused_:
+            site.migrate(site.a, site.b, at=swapped.address)
+        assert refused_.value.cause == "evidence", (what, refused_.value.text)
+        assert all(frame[2] != 0x63 or not source for source, frame in swapped.kept), what  # no state byte left
+        assert site.a.show("v")["state"] == "running" and site.b.ctl("list") == []
+
+
+def test_an_order_for_one_platform_leads_to_no_other_whatever_the_network_does(site: Site, make: Make) -> None:
+    third = site.a.directory.parent / "o"
+    third.mkdir(mode=0o711)
+    other = Manager(third)
+    other.start()
+    try:
+        with pytest.raises(Refused) as refused_:
+            site.migrate(site.a, site.b, at=address(other))
+        assert refused_.value.cause == "order" and "and here is" in refused_.value.text
+        assert other.ctl("list") == [] and site.a.show("v")["state"] == "running"
+    finally:
+        other.stop()
 
 
 def test_a_recorded_stream_means_nothing_when_it_is_played_again(site: Site, between: Between_) -> None:

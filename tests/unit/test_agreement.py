@@ -101,8 +101,7 @@ class Pair:
         assert_is(offered, Offer)
         into = agreement.accept(self.destination, offered)  # type: ignore[arg-type]
         ours = finish(out, self.carry(next(into)))
-        assert ours.last is not None
-        return ours, finish(into, self.carry(ours.last))
+        return ours, finish(into, self.carry(ours.confirm))
 
     def whole(self) -> bytes:
         """A whole move; the state as it has come."""

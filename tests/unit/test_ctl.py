@@ -213,6 +213,7 @@ OTHERS = {
     "recover_offer",
     "recover",
     "migrate",
+    "receipt",
 }  # see the tests about them
 STEPS = {"quote", "recovery_set", "platform_evidence", "platform_activate", "platform_install"}
 SERVED = {*verbs.ADMIN, *desk.OWN, *reception.SERVED}
@@ -246,6 +247,12 @@ REQUESTS: list[tuple[str, Path, str, dict[str, Any]]] = [
     ("attach web ivshmem --boot 3", HOST, "attach", {"name": "web", "channel": "ivshmem", "boot": 3}),
     ("detach web", HOST, "detach", {"name": "web"}),
     ("boot web 7", HOST, "boot", {"name": "web", "number": 7}),
+    (
+        "network 52:54:00:12:34:56 10.0.0.7/24 fd00::7/64 --gateway 10.0.0.1",
+        HOST,
+        "network",
+        {"mac": "52:54:00:12:34:56", "addresses": ["10.0.0.7/24", "fd00::7/64"], "gateway": "10.0.0.1"},
+    ),
 ]
 
 
