@@ -19,6 +19,7 @@ from manager_vm.ctl import (
     operators,
     platforms,
     recovery,
+    wiring,
 )
 
 _LONGEST = 86_400.0  # seconds that may be waited for a reply
@@ -86,19 +87,6 @@ def _add_arguments(verbs: dict[str, argparse.ArgumentParser]) -> None:
         verbs[verb].add_argument("name", metavar="NAME", help="the vTPM")
     verbs["create"].add_argument("--group", metavar="NAME", help="a tenant's group (default: the manager's own)")
     verbs["start"].add_argument("--power-on", action="store_true", help="_TPM_Init; refused while a guest is live")
-    verbs["boot"].add_argument("number", type=int, metavar="N", help="the VM's boot number, growing by one per reset")
-    network = verbs["network"]
-    network.add_argument("mac", metavar="MAC", help="which card, by its MAC address")
-    network.add_argument("addresses", nargs="+", metavar="ADDRESS/PREFIX", help="all that it has, as in 10.0.0.7/24")
-    network.add_argument(
-        "--gateway", default="", metavar="ADDRESS", help="where all else is reached (default: nowhere)"
-    )
-    attach = verbs["attach"]
-    attach.add_argument(
-        "channel", nargs="?", metavar="CHANNEL", help="ivshmem[:PCI-ADDRESS], virtio-serial:NAME, unix:PATH"
-    )
-    attach.add_argument("--boot", type=int, metavar="N", help="the running boot (default: the newest; power on if off)")
-    attach.add_argument("--print", choices=["qemu"], help="only print what to paste into the guest's QEMU command line")
     verbs["destroy"].add_argument("--yes", action="store_true", help="do not ask")
     release = verbs["release"]
     release.add_argument("--yes", action="store_true", help="do not ask")
@@ -123,6 +111,7 @@ def _add_arguments(verbs: dict[str, argparse.ArgumentParser]) -> None:
     platforms.add_arguments(verbs["platform"])
     recovery.add_arguments(verbs)
     migration.add_arguments(verbs)
+    wiring.add_arguments(verbs)
     audit.add_arguments(verbs["audit"])
     evidence.add_arguments(verbs)
     verbs["completion"].add_argument("shell", choices=completion.SHELLS)

@@ -1,6 +1,8 @@
-"""What ``attach --print qemu`` says: the QEMU arguments that give a guest one end of a channel."""
+"""The verbs of the host side: their arguments, and what ``attach --print qemu`` says for a guest's QEMU."""
 
 from __future__ import annotations
+
+import argparse
 
 from manager_vm.errors import ConfigError
 
@@ -28,3 +30,20 @@ def qemu_arguments(name: str, channel: str) -> str:
     if kind == "virtio-serial":
         return _PORT.format(socket=socket, port=argument or "NAME")
     raise ConfigError("QEMU can have ivshmem or virtio-serial:NAME; unix:PATH is for processes of this host")
+
+
+def add_arguments(verbs: dict[str, argparse.ArgumentParser]) -> None:
+    """That a vTPM is named stands with all others."""
+    verbs["boot"].add_argument("number", type=int, metavar="N", help="the VM's boot number, growing by one per reset")
+    network = verbs["network"]
+    network.add_argument("mac", metavar="MAC", help="which card, by its MAC address")
+    network.add_argument("addresses", nargs="+", metavar="ADDRESS/PREFIX", help="all that it has, as in 10.0.0.7/24")
+    network.add_argument(
+        "--gateway", default="", metavar="ADDRESS", help="where all else is reached (default: nowhere)"
+    )
+    attach = verbs["attach"]
+    attach.add_argument(
+        "channel", nargs="?", metavar="CHANNEL", help="ivshmem[:PCI-ADDRESS], virtio-serial:NAME, unix:PATH"
+    )
+    attach.add_argument("--boot", type=int, metavar="N", help="the running boot (default: the newest; power on if off)")
+    attach.add_argument("--print", choices=["qemu"], help="only print what to paste into the guest's QEMU command line")

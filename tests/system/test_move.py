@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +21,7 @@ from manager_vm.ctl import main as vtpmctl
 from manager_vm.errors import UnknownVtpmError
 from manager_vm.trust import linked
 from manager_vm.trust.signing import VerifyKey
+from tests.integration.harness import until
 from tests.system import vms
 
 WORKER = Path(__file__).with_name("worker.py")
@@ -123,3 +126,26 @@ def test_a_vtpm_in_use_moves_to_another_host_and_back_and_its_guest_sees_no_erro
     assert [out["state"], into["state"], came["state"], left["state"]] == ["done", "committed", "committed", "done"]
     assert out["receipt"]["received"] == came["receipt"]["sent"]
     print(json.dumps({"rounds": rounds, "longest_seconds": round(client.longest(), 2)}))
+
+
+@pytest.mark.full
+@pytest.mark.timeout(900)
+def test_a_destination_that_loses_its_power_in_a_move_leaves_one_vtpm_that_can_run(rack: vms.Rack) -> None:
+    a, b = rack.a, rack.b
+    a.host.links.admin("create", name="v")
+    uuid = a.vtpm("v")["uuid"]
+    argv = ["-m", "manager_vm.ctl", "-m", str(a.host.directory), "migrate", "v", "--to", str(b.host.directory)]
+    with subprocess.Popen([sys.executable, *argv], cwd=vms.ROOT) as migrate:
+        until(lambda: any(row["state"] == "arriving" for row in b.host.links.admin("list")), 60, "it has arrived")
+        b.host.kill_manager()
+        assert migrate.wait(120) in (22, 23)  # given up, or given away and not confirmed
+    b.host.start_manager()
+
+    def places() -> list[str]:
+        found = [(lab, row) for lab in (a, b) for row in lab.host.links.admin("list") if row["uuid"] == uuid]
+        runnable = [row["state"] for _, row in found if row["state"] in ("off", "parked", "failed", "running")]
+        assert len(runnable) <= 1, found
+        return runnable if len(found) == 1 else []
+
+    until(places, 120, "the vTPM is at one host")
+    assert all(move["ended"] for lab in (a, b) for move in lab.host.links.admin("migrations"))

@@ -17,11 +17,11 @@ from manager_vm.keys import evidence
 from manager_vm.protocol.channel_server import SessionState
 from manager_vm.protocol.lifecycle import State
 from manager_vm.server import move_rules
-from manager_vm.store import final_state
+from manager_vm.store import final_state, moves
 from manager_vm.store.blobs import ParkedState
 from manager_vm.store.final_state import FinalState
 from manager_vm.store.marks import Recovered
-from manager_vm.store.records import Contents, VtpmKeys, VtpmRecord
+from manager_vm.store.records import Contents, Move, VtpmKeys, VtpmRecord
 from manager_vm.trust import bundle, peer, platform
 from manager_vm.trust.peer import Rules
 from manager_vm.trust.signing import SigningKey
@@ -250,3 +250,29 @@ def test_a_vtpm_is_welcome_once_and_never_as_old_as_it_was_here() -> None:
     assert changes.welcomed(gone, arriving(State.OFF, 3), keys).vtpms["u"].generation == 3
     turned_away = here.without_vtpm("u")  # it never was more than prepared: the same may come again
     assert changes.welcomed(turned_away, arriving(State.OFF, 2), keys)
+
+
+# -- what is remembered -------------------------------------------------------------------------------------------
+
+
+def move(number: int, vtpm: str, *, ended: bool = True, peer: bytes = b"p", out: bool = True) -> Move:
+    empty = {
+        "name": "v",
+        "group": "default",
+        "generation": 2,
+        "peer": "b",
+        "address": "",
+        "transcript": b"",
+        "order": b"",
+    }
+    return Move(f"{number}", out, "done", vtpm, peer_key=b"", peer_ak=peer, started="", ended="then" * ended, **empty)  # type: ignore[arg-type]
+
+
+def test_of_the_moves_that_are_over_the_newest_are_kept_and_all_that_a_peer_can_still_ask_about() -> None:
+    first = [move(0, "a"), move(1, "a"), move(2, "a", peer=b"q"), move(3, "a", out=False), move(4, "b", ended=False)]
+    later = [move(number, "c") for number in range(10, 10 + moves.KEPT)]
+    contents = Contents(1, b"", b"")
+    for each in [*first, *later]:
+        contents = moves.put(contents, each, b"key" if not each.ended else None)
+    assert list(contents.moves) == ["1", "2", "3", "4", *(each.id for each in later)]
+    assert list(contents.move_keys) == ["4"]
