@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from manager_vm.errors import StateError
+from manager_vm.errors import StateError, StoreError
 from manager_vm.protocol.agreement import Agreed
 from manager_vm.store.manifest import Manifest
 from manager_vm.store.receipts import Receipts
@@ -31,7 +31,8 @@ class Proofs:
             yield
         finally:
             if move not in self._manifest.contents.moves:
-                self._receipts.drop(move)
+                with suppress(StoreError):  # removed at the next start otherwise
+                    self._receipts.drop(move)
 
     def of(self, named: str) -> bytes:
         """Of a move by its id, or of the newest one of a vTPM by its name; StateError where there is none."""

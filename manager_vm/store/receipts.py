@@ -5,6 +5,7 @@ They are signed and quoted by others, so the manifest need not contain them: a r
 
 from __future__ import annotations
 
+import threading
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,18 +18,20 @@ MAX_SIZE = 1 << 20  # bytes, unpacked: two platforms' evidence
 
 
 class Receipts:
-    """``directory`` is made. A move's id is 32 hex digits, which the caller has verified."""
+    """Thread-safe: moves keep and drop theirs side by side. ``directory`` is made. A move is named by its id in hex."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        self._lock = threading.Lock()  # whoever lists the directory sees no file that comes or goes
         atomic.make_directory(directory)
 
     def keep(self, move: str, data: bytes) -> None:
         """Durable; the oldest beyond the newest ``KEPT`` go."""
-        atomic.write_file(self._directory / move, zlib.compress(data))
-        files = sorted(self._directory.iterdir(), key=lambda path: path.stat().st_mtime_ns)
-        for old in files[:-KEPT]:
-            old.unlink(missing_ok=True)
+        with self._lock, atomic.store_errors(f"keep the receipt of move {move}"):
+            atomic.write_file(self._directory / move, zlib.compress(data))
+            files = sorted(self._directory.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+            for old in files[:-KEPT]:
+                old.unlink()
 
     def read(self, move: str) -> bytes | None:
         """None where it is not kept (any more); StoreError for a damaged file."""
@@ -46,9 +49,10 @@ class Receipts:
 
     def drop(self, move: str) -> None:
         """Of a move that has come to nothing."""
-        (self._directory / move).unlink(missing_ok=True)
+        with self._lock, atomic.store_errors(f"remove the receipt of move {move}"):
+            (self._directory / move).unlink(missing_ok=True)
 
     def tidy(self, known: Iterable[str]) -> None:
         """Keep those of these moves only."""
-        for path in {path.name for path in self._directory.iterdir()} - set(known):
-            self.drop(path)
+        for move in {path.name for path in self._directory.iterdir()} - set(known):
+            self.drop(move)
