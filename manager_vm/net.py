@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,6 +42,8 @@ def parse(mac: str, addresses: list[str], gateway: str) -> Network:
         beyond = ip_address(gateway) if gateway else None
     except ValueError as error:
         raise ConfigError(f"{error}; use ADDRESS/PREFIX, as in 10.0.0.7/24, and a gateway without prefix") from None
+    if beyond is not None and not beyond.is_link_local and not any(beyond in each.network for each in found):
+        raise ConfigError(f"the gateway {beyond} is in no network of this card")
     return Network(mac.lower(), found, beyond)
 
 
@@ -61,9 +62,9 @@ class Cards:
         """Give a card exactly this; StateError where it cannot be. The same again changes nothing."""
         from pyroute2 import IPRoute  # here: it takes seconds where the processor is emulated
 
-        with IPRoute() as kernel, _explained("set up the network card"):
+        with _explained("set up the network card"), IPRoute() as kernel:
             _set_up(kernel, network)
-        self._known[network.mac] = network
+        self._known = {**self._known, network.mac: network}  # whoever reads meanwhile has the one or the other
 
 
 def _set_up(kernel: IPRoute, network: Network) -> None:
@@ -106,5 +107,4 @@ def _explained(what: str) -> Iterator[None]:
     try:
         yield
     except NetlinkError as error:
-        reason = "the gateway is in no network of this card" if error.code == errno.ENETUNREACH else str(error)
-        raise StateError(f"cannot {what}: {reason}") from None
+        raise StateError(f"cannot {what}: {error}") from None

@@ -66,12 +66,15 @@ def test_a_card_has_exactly_the_addresses_and_the_route_that_were_said_last() ->
     ]
 
 
-def test_a_card_that_is_not_there_and_a_gateway_in_no_network_are_named() -> None:
-    missing, unreachable = inside(
-        'said("02:00:00:00:00:99", ["10.0.0.7/24"])', f'said("{CARD}", ["10.0.0.7/24"], "10.9.0.1")'
+def test_a_card_that_is_not_there_and_a_gateway_in_no_network_are_named_and_change_nothing() -> None:
+    missing, unreachable, nothing = inside(
+        'said("02:00:00:00:00:99", ["10.0.0.7/24"])',
+        f'said("{CARD}", ["10.0.0.7/24"], "10.9.0.1")',
+        "[cards.addresses, routes()]",
     )
     assert "no network card with the MAC address 02:00:00:00:00:99; plug it" in str(missing)
-    assert "the gateway is in no network of this card" in str(unreachable)
+    assert unreachable == "the gateway 10.9.0.1 is in no network of this card"
+    assert nothing == [[], []]
 
 
 @pytest.mark.parametrize(
