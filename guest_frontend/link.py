@@ -33,7 +33,7 @@ class Link:
     def __init__(self, where: str, patience: float = KERNEL_PATIENCE) -> None:
         self._addresses = [address.parse(each) for each in where.split(",")]
         self._at = 0  # which of them
-        self._tried = 0  # how many in a row had no vTPM for us
+        self._tried = 0  # channels in this round that had no vTPM for us
         self._client = ChannelClient(os.urandom(channel.SESSION_SIZE), patience)
         self._endpoint: Endpoint | None = None
         self._decoder = framing.Decoder(channel.MAX_BODY)
@@ -221,10 +221,10 @@ class Link:
         return self._addresses[self._at]
 
     def _go_on(self, now: float) -> None:
-        """To the next channel; a pause when all of them were tried."""
+        """To the next channel; a pause when all of them were tried since a manager has answered last."""
         self._at = (self._at + 1) % len(self._addresses)
-        self._tried += 1
-        if self._tried >= len(self._addresses):
+        self._tried = (self._tried + 1) % len(self._addresses)
+        if self._tried == 0:
             self._back_off(now)
 
     def _back_off(self, now: float) -> None:

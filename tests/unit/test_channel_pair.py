@@ -5,9 +5,18 @@ from __future__ import annotations
 import pytest
 
 from manager_vm.errors import LocalProtocolError
-from manager_vm.protocol.channel_client import FRESH, HELLO_INTERVAL, KERNEL_PATIENCE, OVERDUE, SILENCE, State
+from manager_vm.protocol.channel_client import (
+    FRESH,
+    HELLO_INTERVAL,
+    KERNEL_PATIENCE,
+    OVERDUE,
+    SILENCE,
+    ChannelClient,
+    State,
+)
 from manager_vm.protocol.channel_server import ChannelServer, SessionState
-from manager_vm.wire.channel import Bye, Command, Error, Hello, NotAccepted, Ping, Reason, Response, Welcome
+from manager_vm.protocol.client_events import Moved, Send
+from manager_vm.wire.channel import Bye, Command, Error, Hello, NotAccepted, Ping, Pong, Reason, Response, Welcome
 from tests.pairs import FAILURE, OTHER_SESSION, RETRY, SESSION, Pair, command, response
 
 ONE, TWO, THREE = command(1), command(2), command(3)
@@ -115,6 +124,29 @@ def test_a_command_that_was_not_accepted_runs_once_the_vtpm_serves() -> None:
     pair.reason = None
     pair.pass_time(0.06)
     assert pair.run().answers == [response(ONE)]
+
+
+def test_a_command_that_was_not_accepted_is_tried_again_after_an_eighth_of_its_wait() -> None:
+    client = ChannelClient(SESSION, patience=100.0)
+    client.connected(0.0)
+    client.receive(Welcome(SESSION, 1, True), 0.0)
+    client.submit(ONE, 0, 0.0)
+    for waited, pause in ((0.001, 0.002), (0.08, 0.01), (0.4, 0.05), (4.0, 0.05)):
+        client.receive(Pong(1), waited)  # a sign of life
+        client.receive(NotAccepted(1, Reason.QUIESCED), waited)
+        assert Send(Command(1, 0, ONE)) not in client.tick(waited + pause - 0.0001)
+        assert Send(Command(1, 0, ONE)) in client.tick(waited + pause)
+
+
+def test_a_manager_that_greets_gets_a_refused_command_at_once() -> None:
+    client = ChannelClient(SESSION, patience=100.0)
+    client.connected(0.0)
+    client.receive(Welcome(SESSION, 1, True), 0.0)
+    client.submit(ONE, 0, 0.0)
+    assert client.receive(NotAccepted(1, Reason.MOVED), 4.0) == [Moved()]
+    client.disconnected()
+    client.connected(4.001)
+    assert client.receive(Welcome(SESSION, 7, False), 4.002) == [Send(Command(7, 0, ONE))]
 
 
 def test_a_written_command_is_never_answered_locally_while_its_outcome_is_open() -> None:
