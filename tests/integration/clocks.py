@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from tests.integration.conftest import managed, short_directory
-from tests.integration.test_migration import Site
+from tests.integration.site import Site
 
 _SHIM = r"""
 #include <stdlib.h>

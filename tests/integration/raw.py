@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import mmap
 import os
 import socket
@@ -18,6 +16,7 @@ from manager_vm.vchan.ring import MEMORY_SIZE
 from manager_vm.wire import channel, framing, tpm
 from manager_vm.wire.channel import Command, Error, Hello, Message, Response, Welcome
 from manager_vm.wire.tpm import CC
+from tests.hmac_session import TPM_SE_POLICY, start_auth_session
 
 TPM_CC_NV_INCREMENT = 0x134
 TPM_CC_DICTIONARY_ATTACK_PARAMETERS = 0x13A
@@ -26,13 +25,10 @@ TPM_CC_POLICY_SECRET = 0x151
 TPM_CC_UNSEAL = 0x15E
 TPM_CC_POLICY_COMMAND_CODE = 0x16C
 TPM_CC_POLICY_TICKET = 0x172
-TPM_CC_START_AUTH_SESSION = 0x176
 TPM_CC_PCR_EXTEND = 0x182
 TPM_CC_POLICY_GET_DIGEST = 0x189
 TPM_RH_LOCKOUT = 0x4000000A
 TPM_PT_LOCKOUT_COUNTER = 0x20E
-_TPM_SE_HMAC, _TPM_SE_POLICY = 0, 1
-_CONTINUE = b"\x01"  # TPMA_SESSION: the session outlives the command
 _ECC_STORAGE = bytes.fromhex("0023000b00030472000000060080004300100003001000000000")  # TPMT_PUBLIC, P-256, AES-128-CFB
 _SEALED = bytes.fromhex("0008000b00000052000000100000")  # TPMT_PUBLIC, sealed data, under dictionary-attack protection
 
@@ -72,12 +68,7 @@ def create_primary() -> bytes:
 
 def start_policy_session() -> bytes:
     """TPM2_StartAuthSession (Part 3, 11.1): a policy session, neither salted nor bound."""
-    return _start_auth_session(_TPM_SE_POLICY, os.urandom(16))
-
-
-def _start_auth_session(kind: int, nonce: bytes) -> bytes:
-    rest = tpm.sized(nonce) + tpm.sized(b"") + struct.pack(">BHH", kind, tpm.TPM_ALG_NULL, tpm.TPM_ALG_SHA256)
-    return tpm.command(TPM_CC_START_AUTH_SESSION, rest, handles=(tpm.TPM_RH_NULL, tpm.TPM_RH_NULL))
+    return start_auth_session(TPM_SE_POLICY, os.urandom(16))
 
 
 def policy_command_code(session: int) -> bytes:
@@ -176,41 +167,6 @@ class Time(NamedTuple):
         """From a successful response to TPM2_ReadClock."""
         assert rc(response) == 0, hex(rc(response))
         return cls(*struct.unpack(">QQIIB", response[tpm.HEADER_SIZE :]))
-
-
-class HmacSession:
-    """An HMAC session with SHA-256 (Part 1, 19.6), neither salted nor bound: its key is the entity's auth alone."""
-
-    def __init__(self, tpm_: tpm.Tpm) -> None:
-        self._tpm = tpm_
-        self._mine = os.urandom(16)
-        response = tpm_.execute(_start_auth_session(_TPM_SE_HMAC, self._mine))
-        self.handle = handle_of(response)
-        self._tpms = response[16:]
-
-    def unseal(self, sealed: int, auth: bytes) -> bytes:
-        """The response to TPM2_Unseal; if it succeeds, the TPM's own HMAC in it is verified."""
-        public = self._tpm.execute(tpm.read_public(sealed))[tpm.HEADER_SIZE :]
-        name = public[4 + int.from_bytes(public[:2], "big") :][:34]
-        code = struct.pack(">I", TPM_CC_UNSEAL)
-        self._mine = os.urandom(16)
-        proof = self._proof(auth, code + name, self._mine + self._tpms)
-        session = struct.pack(">I", self.handle) + tpm.sized(self._mine) + _CONTINUE + tpm.sized(proof)
-        body = struct.pack(">II", sealed, len(session)) + session
-        header = tpm.HEADER.pack(tpm.TPM_ST_SESSIONS, tpm.HEADER_SIZE + len(body), TPM_CC_UNSEAL)
-        response = self._tpm.execute(header + body)
-        if rc(response) == tpm.RC.TPM_RC_RETRY:
-            response = self._tpm.execute(header + body)
-        if rc(response) == 0:
-            said = tpm.parameters(response[tpm.HEADER_SIZE :])
-            rest = response[tpm.HEADER_SIZE + 4 + len(said) :]
-            self._tpms = rest[2:18]
-            assert rest[21:] == self._proof(auth, bytes(4) + code + said, self._tpms + self._mine)
-        return response
-
-    @staticmethod
-    def _proof(auth: bytes, what: bytes, nonces: bytes) -> bytes:
-        return hmac.digest(auth, hashlib.sha256(what).digest() + nonces + _CONTINUE, "sha256")
 
 
 def handle_of(response: bytes) -> int:

@@ -29,42 +29,13 @@ from tests.integration.conftest import Make
 from tests.integration.harness import Manager, Refused, until
 from tests.integration.middle import Between, Middle
 from tests.integration.raw import Session
+from tests.integration.site import Site, address
 from tests.integration.test_audit import entries
 from tests.integration.test_bad_input import fill
 
 INDEX, COUNTER, PERSISTENT = "0x1500016", "0x1500017", "0x81010001"
 TRUST, MOVE, REFUSED, ABORTED, UNCONFIRMED = 6, 20, 21, 22, 23
 FRAMES = 8  # OFFER, ACCEPT, CONFIRM, READY, STATE, PREPARED, COMMIT, COMMITTED: the state fits one part
-
-
-class Site:
-    """Managers of one authority, each with its own hardware TPM."""
-
-    def __init__(self, one: Manager, two: Manager) -> None:
-        self.a, self.b = one, two
-        self.platforms = {each: each.ctl("platform", "show")["platform"] for each in (one, two)}
-
-    def order(self, source: Manager, to: Manager, name: str = "v", key: SigningKey | None = None) -> Path:
-        shown = source.show(name)
-        signer = key or SigningKey.load(source.authority / "authority.key")
-        path = source.directory / "order.json"
-        where = self.platforms[source], self.platforms[to]
-        path.write_bytes(order.give(shown["uuid"], shown["generation"], *where, signer))
-        return path
-
-    def migrate(self, source: Manager, to: Manager, *, at: str = "", name: str = "v", given: Path | None = None) -> Any:
-        ordered = given or self.order(source, to, name)
-        return source.ctl("migrate", name, "--to", at or address(to), "--order", str(ordered))
-
-    def where(self, uuid: str) -> list[tuple[Manager, str]]:
-        """Each manager that has a record of this vTPM, and its state there."""
-        rows = [(each, row) for each in (self.a, self.b) for row in each.ctl("list")]
-        return [(each, row["state"]) for each, row in rows if row["uuid"] == uuid]
-
-
-def address(manager: Manager) -> str:
-    where: str = manager.ctl("status")["migration"]
-    return where
 
 
 @pytest.fixture
@@ -318,8 +289,9 @@ def test_no_vtpm_goes_to_a_platform_that_the_authority_trusts_less(site: Site) -
 
 def test_no_vtpm_goes_where_its_name_is_taken(site: Site) -> None:
     site.b.ctl("create", "v")
-    with pytest.raises(Refused, match=r"policy.*there is a vTPM 'v' already"):
+    with pytest.raises(Refused, match=r"policy.*there is a vTPM 'v' already") as refused_:
         site.migrate(site.a, site.b)
+    assert (refused_.value.code, refused_.value.cause) == (REFUSED, "policy")
     assert site.a.show("v")["state"] == "running"
     site.a.guest("v").run("tpm2_getrandom", "8")
 

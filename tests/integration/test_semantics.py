@@ -15,12 +15,13 @@ import pytest
 from guest_frontend.link import Link
 from manager_vm.wire import tpm
 from manager_vm.wire.tpm import RC
+from tests.hmac_session import HmacSession, name_of
 from tests.integration import raw
 from tests.integration.clocks import HostClock, two_managers
 from tests.integration.harness import Refused, until
 from tests.integration.middle import Middle
-from tests.integration.raw import HmacSession, Time
-from tests.integration.test_migration import Site, address
+from tests.integration.raw import Time
+from tests.integration.site import Site, address
 
 HOUR = 3_600_000  # ms
 ROUNDING = 20  # ms; each resume cuts several readings to milliseconds
@@ -261,9 +262,16 @@ def test_a_ticket_that_expires_later_is_good(guest: Link, interruptions: Iterato
 
 def test_an_hmac_session_goes_on_with_its_nonces(guest: Link, interruptions: Iterator[None]) -> None:
     sealed, session = seal(guest), HmacSession(guest)
-    assert raw.unsealed(session.unseal(sealed, AUTH)) == SECRET
+    name = name_of(guest.execute(tpm.read_public(sealed)))
+
+    def unseal() -> bytes:
+        response = session.execute(raw.TPM_CC_UNSEAL, (sealed,), (name,), auth=AUTH)
+        again = raw.rc(response) == RC.TPM_RC_RETRY  # the first use of what is under dictionary-attack protection
+        return session.execute(raw.TPM_CC_UNSEAL, (sealed,), (name,), auth=AUTH) if again else response
+
+    assert raw.unsealed(unseal()) == SECRET
     for _ in interruptions:
-        assert raw.unsealed(session.unseal(sealed, AUTH)) == SECRET
+        assert raw.unsealed(unseal()) == SECRET
 
 
 def test_localities_above_zero_stay_closed(guest: Link, interruptions: Iterator[None]) -> None:
