@@ -23,6 +23,7 @@ from image.host.links import Links
 from image.host.machine import VmSpec
 from image.host.network import Card, Switch
 from image.host.saved import Saved
+from image.host.uplink import Uplink
 from image.host.vendor import VENDOR_CA
 from image.host.visits import Visits
 from image.host.vm import Vm
@@ -58,9 +59,9 @@ class Host:
         self._started: object = None  # which run of the manager's daemon is wired
         self._lock = threading.RLock()  # wiring: one change at a time
         self._closing = threading.Event()
-        self._card: Card | None = None
         (self.directory / "guests").mkdir(mode=0o700, parents=True, exist_ok=True)
         self.links = Links(self.directory)
+        self.uplink = Uplink(self.links, self.directory / "card.sock")
         self.visits = Visits(self.links, self.directory / "guests")
         self.accelerator = accel.choose(self.images / "accelerator", self.images / "guest")
         self._watcher = threading.Thread(target=self._watch, name="host", daemon=True)
@@ -92,8 +93,7 @@ class Host:
             provision.provision(self.links, self.authority, self.images / "manager", status)
             self._started = self.links.wait_serving(self._check, _BOOT)["started"]
             provision.enrol(self.links, self.authority, self.directory / "hwtpm" / VENDOR_CA)
-            if self._card is not None:
-                self._plug_card(self._card)
+            self.uplink.plug(manager)
             for guest in self.guests.values():
                 self._plug_manager(guest)
             self._await_wired(_ATTACH)
@@ -102,18 +102,9 @@ class Host:
     def connect(self, switch: Switch, *addresses: str, gateway: str = "") -> None:
         """Give the manager VM a card in this network, now and at each start: other managers reach it there."""
         with self._lock:
-            self._card = Card(self.directory / "card.sock", switch.path, addresses, gateway)
+            self.uplink.card = Card(self.uplink.path, switch.path, addresses, gateway)
             if self.manager is not None:
-                self._plug_card(self._card)
-
-    def _plug_card(self, card: Card) -> None:
-        self._running_manager().plug_card("card", card)
-        self.links.insist("the manager's network card is not there yet", self._say_network, self._closing)
-
-    def _say_network(self) -> None:
-        if self._card is not None:
-            card = self._card
-            self.links.host("network", mac=card.mac, addresses=list(card.addresses), gateway=card.gateway)
+                self.uplink.plug(self.manager)
 
     def power_on_manager(
         self, saved: Saved | None = None, *, arriving: Arriving = Arriving.RESTORE, stub_arguments: str = ""
@@ -267,8 +258,8 @@ class Host:
                 started = self.links.host("status", timeout=2.0)["started"]
                 if started != self._started:
                     log.info("the manager's daemon was restarted; wiring its guests again")
-                    self._say_network()
                     if self._wire_all():
+                        self.uplink.say()
                         self._started = started
 
     # -- end ------------------------------------------------------------------------------------------------
@@ -288,8 +279,7 @@ class Host:
         if self._hwtpm is not None:
             self._hwtpm.close()
             self._hwtpm = None
-        if self._card is not None:
-            self._card.path.unlink(missing_ok=True)
+        self.uplink.close()
 
     def __enter__(self) -> Host:
         return self

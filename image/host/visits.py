@@ -40,7 +40,7 @@ class Visits:
         return thread
 
     def close(self) -> None:
-        """Free the wires, when the VMs have ended; idempotent."""
+        """Free what the wires need on the host; idempotent."""
         for wire in self._wires:
             wire.close()
         self._wires.clear()

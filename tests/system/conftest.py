@@ -21,9 +21,14 @@ def saved_guest() -> Saved:
     return vms.saved_guest()
 
 
+@pytest.fixture(scope="session")
+def saved_peer(saved_manager: Saved) -> Saved:
+    return vms.saved_peer(saved_manager)
+
+
 @pytest.fixture
-def rack(saved_manager: Saved, saved_guest: Saved) -> Iterator[vms.Rack]:
-    with vms.rack(saved_manager, vms.saved_peer(saved_manager), saved_guest) as found:
+def rack(saved_manager: Saved, saved_peer: Saved, saved_guest: Saved) -> Iterator[vms.Rack]:
+    with vms.rack(saved_manager, saved_peer, saved_guest) as found:
         yield found
 
 

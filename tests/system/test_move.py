@@ -18,13 +18,14 @@ from image.host.agent import Agent
 from image.host.guest import Guest
 from image.host.wires import GUEST_PORT, Carrier
 from manager_vm.ctl import main as vtpmctl
-from manager_vm.errors import UnknownVtpmError
+from manager_vm.errors import UnknownVtpmError, UnreachableError
 from manager_vm.trust import linked
 from manager_vm.trust.signing import VerifyKey
 from tests.integration.harness import until
 from tests.system import vms
 
 WORKER = Path(__file__).with_name("worker.py")
+SESSION = vms.ROOT / "tests" / "hmac_session.py"
 ROUNDS = 5  # that the client makes before, between and after the moves
 CHANNELS = f"ivshmem,virtio-serial:{GUEST_PORT}"
 
@@ -32,6 +33,14 @@ CHANNELS = f"ivshmem,virtio-serial:{GUEST_PORT}"
 def move(source: vms.Lab, to: vms.Lab, name: str = "v") -> None:
     """As an operator does it."""
     assert vtpmctl.main(["-m", str(source.host.directory), "migrate", name, "--to", str(to.host.directory)]) == 0
+
+
+def reached_at(lab: vms.Lab) -> str:
+    """Where the manager says that others reach it, "" while it starts."""
+    try:
+        return str(lab.host.links.admin("status", timeout=2.0)["migration"])
+    except UnreachableError:
+        return ""
 
 
 def use_both_channels(agent: Agent) -> None:
@@ -46,6 +55,8 @@ class Client:
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
+        agent.check("mkdir -p /root/tests")
+        agent.write("/root/tests/hmac_session.py", SESSION.read_bytes())
         agent.write("/root/worker.py", WORKER.read_bytes())
         agent.check("rm -f /tmp/stop /tmp/end /tmp/log; touch /tmp/log")
         agent.check("python3 /root/worker.py </dev/null >/tmp/worker.err 2>&1 &")
@@ -115,6 +126,10 @@ def test_a_vtpm_in_use_moves_to_another_host_and_back_and_its_guest_sees_no_erro
     said = evidence(guest, b.host.authority)
     assert f"enrolled '{rack.platform(b)}'" in said and rack.platform(a) not in said
     assert "the authority approved it" in said and "generation 2" in said
+
+    listens = a.host.links.admin("status")["migration"]
+    a.manager.agent.check("systemctl restart vtpm-manager", 120)
+    until(lambda: reached_at(a) == listens, 60, "the manager was told its address again")
 
     with expected(a, guest, guest.channel):
         move(b, a)

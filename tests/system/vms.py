@@ -63,7 +63,7 @@ def saved_manager() -> Saved:
 
 
 def saved_peer(first: Saved) -> Saved:
-    """A second manager, with another hardware TPM, enrolled by the authority of the first."""
+    """A second manager, with another hardware TPM, enrolled by the authority of the first: it lies and goes with it."""
     with short_directory() as directory, Host(directory, IMAGES, firmware=True) as host:
         spec = replace(host.manager_spec(directory / "hwtpm"), name="peer")
 
@@ -73,7 +73,7 @@ def saved_peer(first: Saved) -> Saved:
             vm.agent.wait(60)
             saved.save(vm, target, host.authority)
 
-        return saved.find(_STORE, spec, host.accelerator, make)
+        return saved.find(first.directory, spec, host.accelerator, make)
 
 
 def saved_guest() -> Saved:

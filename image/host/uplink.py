@@ -1,0 +1,47 @@
+"""The manager VM's card in the network between hosts: plugged at each start, its addresses said over the host link."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from image.host.links import Links
+from image.host.network import Card
+from image.host.vm import Vm
+from manager_vm.errors import StateError
+
+_TAKEN_UP = 30.0  # seconds for the VM's kernel to find a plugged card
+_PAUSE = 0.5
+
+
+class Uplink:
+    """``links``: to the manager. ``path``: QEMU's socket of the card. Without ``card`` there is no network."""
+
+    def __init__(self, links: Links, path: Path) -> None:
+        self.path = path
+        self.card: Card | None = None
+        self._links = links
+
+    def plug(self, manager: Vm) -> None:
+        """Plug the card and have the manager set it up; StateError if its kernel does not take it up."""
+        if self.card is None:
+            return
+        manager.plug_card("card", self.card)
+        deadline = time.monotonic() + _TAKEN_UP
+        while True:
+            try:
+                return self.say()
+            except StateError:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(_PAUSE)
+
+    def say(self) -> None:
+        """Tell the manager what its card has: after each start of its daemon too."""
+        if self.card is not None:
+            card = self.card
+            self._links.host("network", mac=card.mac, addresses=list(card.addresses), gateway=card.gateway)
+
+    def close(self) -> None:
+        """Idempotent."""
+        self.path.unlink(missing_ok=True)
