@@ -28,7 +28,7 @@ from image.host.vendor import VENDOR_CA
 from image.host.visits import Visits
 from image.host.vm import Vm
 from image.host.wires import Carrier
-from manager_vm.errors import HostError, StateError, VtpmManagerError
+from manager_vm.errors import HostError, StateError, UnknownVtpmError, VtpmManagerError
 from manager_vm.trust import local
 
 log = logging.getLogger(__name__)
@@ -228,6 +228,8 @@ class Host:
                     self._attach(guest)
             except StateError as error:
                 log.warning("guest %s waits for its next reset: %s", guest.name, error)
+            except UnknownVtpmError:
+                log.info("the vTPM of guest %s is not here (any more): there is nothing to wire", guest.name)
             except VtpmManagerError as error:
                 missing.append(f"guest {guest.name}: {error}")
         for line in missing:
@@ -258,8 +260,9 @@ class Host:
                 started = self.links.host("status", timeout=2.0)["started"]
                 if started != self._started:
                     log.info("the manager's daemon was restarted; wiring its guests again")
-                    if self._wire_all():
-                        self.uplink.say()
+                    wired = self._wire_all()
+                    self.uplink.say()
+                    if wired:
                         self._started = started
 
     # -- end ------------------------------------------------------------------------------------------------
