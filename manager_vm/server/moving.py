@@ -33,7 +33,7 @@ from manager_vm.wire.migration import Handover
 log = logging.getLogger(__name__)
 
 _LOOK = 1.0  # seconds
-_FIRST, _LONGEST = 5.0, 60.0  # seconds before a peer is asked again, growing
+_FIRST, _LONGEST = 2.0, 60.0  # seconds before a peer is asked again, growing
 _ANSWER = 20.0
 _KNOWN = "migration.address"
 
@@ -137,11 +137,11 @@ class Moving:
 
 
 class Asker:
-    """A thread that asks the peers of open moves again, until they have answered."""
+    """A thread that asks the peers of open moves again, until they have answered: at a start at once."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._due: dict[str, tuple[float, float]] = {}  # move -> (when, pause before)
+        self._due = {move.id: (time.monotonic(), _FIRST / 2) for move in ledger.open()}  # when, pause before
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ask again", daemon=True)
         self._thread.start()
