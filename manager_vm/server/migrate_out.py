@@ -201,8 +201,9 @@ class Sender:
                 )
             if told is not None:
                 _tell(link, told)
-            error = error if isinstance(error, StateError) else AbortedError(str(error), cause.word)
         (attempt.talk or link).refuse(attempt.move, error)
+        if attempt.begun and not isinstance(error, StateError):
+            return AbortedError(str(error), cause.word)
         return error if isinstance(error, MigrationError | StateError) else MigrationError(str(error), cause.word)
 
 

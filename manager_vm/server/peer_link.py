@@ -8,7 +8,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import TypeVar
 
-from manager_vm.errors import ConfigError, MigrationError, RemoteProtocolError
+from manager_vm.errors import ConfigError, MigrationError, RefusedError, RemoteProtocolError
 from manager_vm.protocol import agreement
 from manager_vm.protocol.agreement import Agreed, Conversation
 from manager_vm.protocol.session import Session
@@ -77,9 +77,10 @@ class PeerLink:
         return agreed
 
     def refuse(self, move: bytes, error: Exception) -> None:
-        """Say why it ends here, if the other side still listens."""
-        with suppress(MigrationError):
-            self.send(refusal(move, error))
+        """Say why it ends here, if the other side still listens and has not said so itself."""
+        if not isinstance(error, RefusedError):
+            with suppress(MigrationError):
+                self.send(refusal(move, error))
 
     def cut(self) -> None:
         """From another thread: whoever waits for the other side waits no more."""
@@ -127,9 +128,10 @@ class Talk:
         self._link.send(self._session.seal(message))
 
     def refuse(self, move: bytes, error: Exception) -> None:
-        """Say why it ends here, if the other side still listens."""
-        with suppress(MigrationError):
-            self.say(refusal(move, error))
+        """Say why it ends here, if the other side still listens and has not said so itself."""
+        if not isinstance(error, RefusedError):
+            with suppress(MigrationError):
+                self.say(refusal(move, error))
 
     def expect(self, kind: type[Message], timeout: float) -> Message:
         """The next message, which is of this kind; MigrationError where the other side refuses or fails."""
