@@ -12,25 +12,33 @@ from tests.integration.conftest import managed, short_directory
 from tests.integration.site import Site
 
 _SHIM = r"""
+#include <fcntl.h>
 #include <stdlib.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
+static int shift = -1;
+__attribute__((constructor)) static void find(void)
+{
+    shift = open(getenv("SHIFT"), O_RDONLY | O_CLOEXEC);
+}
 int clock_gettime(clockid_t id, struct timespec *now)
 {
     int result = syscall(SYS_clock_gettime, id, now);
-    if (id == atol(getenv("CLOCK")))
-        now->tv_sec += atol(getenv("SHIFT"));
+    char seconds[24] = "";
+    if (id == atol(getenv("CLOCK")) && pread(shift, seconds, sizeof seconds - 1, 0) > 0)
+        now->tv_sec += atol(seconds);
     return result;
 }
 """
 
 
 class HostClock:
-    """As the swtpms see it that are started as ``swtpm`` from now on."""
+    """As the swtpms see it that are started as ``swtpm`` from now on, and while they run."""
 
     def __init__(self, directory: Path) -> None:
         self.swtpm, self._settings, self._shim = (directory / name for name in ("swtpm", "settings", "shim.so"))
+        self._shift = directory / "shift"
         compiler = ["gcc", "-shared", "-fPIC", "-x", "c", "-o", str(self._shim), "-"]
         subprocess.run(compiler, input=_SHIM.encode(), check=True)
         self.set(0)
@@ -38,8 +46,9 @@ class HostClock:
         self.swtpm.chmod(0o755)
 
     def set(self, seconds: int, clock: int = time.CLOCK_REALTIME) -> None:
-        """So much later than it is; negative: earlier."""
-        settings = f"export LD_PRELOAD={self._shim} CLOCK={clock} SHIFT={seconds}\n"
+        """So much later than it is; negative: earlier. Those that run follow where they were started with a shift."""
+        self._shift.write_text(str(seconds))
+        settings = f"export LD_PRELOAD={self._shim} CLOCK={clock} SHIFT={self._shift}\n"
         self._settings.write_text(settings if seconds else "")
 
 

@@ -158,6 +158,21 @@ def test_clock_never_goes_back_and_leaps_where_the_host_clock_is_ahead(
     assert {reading[2:] for reading in readings} == {readings[0][2:]}
 
 
+@pytest.mark.parametrize("jump", [3600, -3600], ids=["ahead", "behind"])
+def test_a_wall_clock_that_jumps_while_a_vtpm_runs_shows_at_its_next_move_at_most(
+    site: Site, guest: Link, host_clock: HostClock, jump: int
+) -> None:
+    host_clock.set(1)
+    site.migrate(site.a, site.b)
+    began, first = time.time(), clock(guest)
+    host_clock.set(1 + jump)
+    jumped = clock(guest)
+    passed = (time.time() - began) * 1000 + ROUNDING
+    assert first.clock <= jumped.clock <= first.clock + passed
+    site.migrate(site.b, site.a)
+    assert jumped.clock < clock(guest).clock
+
+
 @pytest.mark.parametrize("shift", [3600, -3600], ids=["longer", "shorter"])
 def test_how_long_the_other_host_has_been_up_does_not_show(
     site: Site, guest: Link, host_clock: HostClock, shift: int
