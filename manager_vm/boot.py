@@ -10,27 +10,33 @@ import logging
 import os
 import stat
 from dataclasses import dataclass
+from pathlib import Path
 
 from manager_vm import packages, recover, systemd
 from manager_vm.config import Config
 from manager_vm.errors import ConfigError, IntegrityError
-from manager_vm.keys import approvals
+from manager_vm.keys import approvals, keyslot, place
 from manager_vm.keys.anchor import NvAnchor
 from manager_vm.keys.approvals import Images
 from manager_vm.keys.enrolment import Enrolment
 from manager_vm.keys.evidence import HardwareVoucher
 from manager_vm.keys.hierarchy import Hardware
 from manager_vm.keys.hierarchy.platform import PlatformHardware
-from manager_vm.keys.hwtpm import auths
-from manager_vm.keys.hwtpm.auths import Authorizations
-from manager_vm.keys.hwtpm.connection import Connection
 from manager_vm.keys.keyslot import Keyslot
+from manager_vm.keys.place import Footing
 from manager_vm.platform import Platform
+from manager_vm.protocol import relocation
+from manager_vm.protocol.relocation import Leaving, Start
+from manager_vm.server import relocate_rules
 from manager_vm.server.journal import Journal, open_log
+from manager_vm.server.move_rules import Local
+from manager_vm.server.relocate_out import KEPT
 from manager_vm.server.verbs import VERSION
 from manager_vm.store import atomic
 from manager_vm.store.manifest import Manifest
 from manager_vm.store.records import Contents
+from manager_vm.store.relocation import unpack_place
+from manager_vm.trust import policy
 from manager_vm.vtpm import swtpm
 from manager_vm.vtpm.registry import Registry
 from manager_vm.vtpm.run import Launcher
@@ -39,22 +45,29 @@ from manager_vm.vtpm.transit import Transit
 
 log = logging.getLogger(__name__)
 
-_KEPT = "root-key"  # its name in systemd's store
 _PATIENCE = 130.0  # seconds an operator's verb waits for a command that executes (above the command deadline)
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
-    """What boot hands to the daemon."""
+class Store:
+    """The opened manifest, and what this manager stands on."""
 
     manifest: Manifest
     images: Images
-    journal: Journal
-    registry: Registry
-    transit: Transit
+    own: Footing
     enrolment: Enrolment
     hardware: Hardware
     voucher: HardwareVoucher
+    local: Local
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The vTPMs of a manager that serves."""
+
+    journal: Journal
+    registry: Registry
+    transit: Transit
 
 
 class Ground:
@@ -81,17 +94,45 @@ class Ground:
         os.close(self._lock_fd)
 
 
-def open_manager(ground: Ground) -> Opened:
-    """Open the state directory and take up all vTPMs."""
-    config = ground.config
-    manifest, images, authorizations = _open_manifest(config, ground.tpm)
-    contents = manifest.contents
-    _check_uids(config, contents)
+def open_store(ground: Ground) -> Store:
+    """Unseal (or take what the daemon before this one has unsealed), then find the one true manifest."""
+    config, tpm = ground.config, ground.tpm
+    state = config.state_dir
+    slot = keyslot.of_this_platform(state, tpm)
+    authority, srk = slot.read().authority, slot.read().srk
+    kept, found = systemd.kept(KEPT), approvals.load(state / "approvals", authority)
+    if kept is not None:
+        root = slot.retained(kept, found.approvals)
+    else:
+        root = slot.open(found.approvals, found.complaints, lambda secret: systemd.keep(KEPT, secret))
+    own = Footing(tpm, root, slot, place.authorizations(root, slot.read()))
+    manifest = Manifest.load(state, root, NvAnchor(tpm, own.auths))
+    _demand_ours(manifest.contents, srk, authority.der)
+    images = Images(state / "approvals", tpm, own.auths, authority)
+    enrolment = Enrolment(tpm, own.auths, manifest)
+    hardware = PlatformHardware(tpm, own.auths, manifest)
+    voucher = HardwareVoucher(tpm, own.auths, images, manifest, ground.event_log)
+    local = Local(manifest, images, voucher, ground.versions)
+    return Store(manifest, images, own, enrolment, hardware, voucher, local)
+
+
+def has_left(store: Store) -> bool:
+    """Whether this manager has left for another platform, and waits for a word from there."""
+    contents = store.manifest.contents
+    here = contents.owner == store.own.slot.read().srk
+    return relocation.start(here=here, state=_state(contents)) is Start.LEFT
+
+
+def open_manager(ground: Ground, store: Store) -> Opened:
+    """Take up all vTPMs. A manager that has come with its disk is at home here from now on."""
+    config, manifest = ground.config, store.manifest
+    _check_uids(config, manifest.contents)
     recover.tidy(config.state_dir)
-    ground.warnings += [recover.warning(each) for each in contents.recovered]
+    ground.warnings += [recover.warning(each) for each in manifest.contents.recovered]
     known = len(ground.warnings)
-    journal = Journal(open_log(config.state_dir, contents.audit, ground.warnings), manifest)
+    journal = Journal(open_log(config.state_dir, manifest.contents.audit, ground.warnings), manifest)
     journal.start(VERSION, broken=len(ground.warnings) > known)
+    _settle(config.state_dir, store)
     disk = _disk(config)
     registry = Registry(
         manifest,
@@ -101,10 +142,19 @@ def open_manager(ground: Ground) -> Opened:
         patience=_PATIENCE,
     )
     registry.recover()
-    enrolment = Enrolment(ground.tpm, authorizations, manifest)
-    hardware = PlatformHardware(ground.tpm, authorizations, manifest)
-    voucher = HardwareVoucher(ground.tpm, authorizations, images, manifest, ground.event_log)
-    return Opened(manifest, images, journal, registry, Transit(manifest, registry, disk), enrolment, hardware, voucher)
+    return Opened(journal, registry, Transit(manifest, registry, disk))
+
+
+def _settle(state: Path, store: Store) -> None:
+    manifest = store.manifest
+    departure = manifest.contents.departure
+    if departure is not None and departure.state is Leaving.LEFT:
+        found = unpack_place(departure.place)
+        manifest.commit(lambda contents: place.arrived(contents, found), moves=True)
+        log.warning("ARRIVED: this manager has come from another platform, with its disk")
+    coming = Keyslot(state / keyslot.NEXT, store.own.tpm)
+    if coming.exists() and coming.read().srk == manifest.contents.owner:
+        relocate_rules.settle_in(state, store.own, policy.other_anchor(store.own.auths.index))
 
 
 def _check_programs(config: Config) -> tuple[dict[str, str], list[str]]:
@@ -142,21 +192,14 @@ def _own_uids(config: Config) -> bool:
     return os.geteuid() == 0 and config.uid_base > 0
 
 
-def _open_manifest(config: Config, tpm: Connection) -> tuple[Manifest, Images, Authorizations]:
-    """Unseal (or take what the daemon before this one has unsealed), then find the one true manifest."""
-    state = config.state_dir
-    slot = Keyslot(state / "keyslot", tpm)
-    authority, srk = slot.read().authority, slot.read().srk
-    kept, found = systemd.kept(_KEPT), approvals.load(state / "approvals", authority)
-    if kept is not None:
-        root = slot.retained(kept, found.approvals)
-    else:
-        root = slot.open(found.approvals, found.complaints, lambda secret: systemd.keep(_KEPT, secret))
-    authorizations = auths.derive(root, srk)
-    manifest = Manifest.load(state, root, NvAnchor(tpm, authorizations.anchor))
-    if (manifest.contents.owner, manifest.contents.authority) != (srk, authority.der):
+def _demand_ours(contents: Contents, srk: bytes, authority: bytes) -> None:
+    start = relocation.start(here=contents.owner == srk, state=_state(contents))
+    if start is Start.ELSEWHERE or contents.authority != authority:
         raise IntegrityError("the manifest and the keyslot do not belong together; restore the state disk whole")
-    return manifest, Images(state / "approvals", tpm, authorizations, authority), authorizations
+
+
+def _state(contents: Contents) -> Leaving | None:
+    return contents.departure.state if contents.departure else None
 
 
 def _disk(config: Config) -> Disk:

@@ -6,6 +6,7 @@ import logging
 import os
 import select
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Protocol
@@ -22,6 +23,9 @@ from manager_vm.server.desk import Desk
 from manager_vm.server.links import Perform, open_link
 from manager_vm.server.moving import Moving
 from manager_vm.server.reception import Provisioning, Reception, Recovering
+from manager_vm.server.relocate_in import Receiver
+from manager_vm.server.relocate_out import Traveller
+from manager_vm.server.relocating import Departed, Idle, Relocating, Serving
 from manager_vm.server.verbs import HOST, Verbs
 from manager_vm.server.watch import Watch
 from manager_vm.server.wiring import Wiring
@@ -41,39 +45,52 @@ def run(config: Config, *, announce: bool = False) -> None:
         tasks.callback(ground.close)
         if not _provisioned(ground, stop):
             return
-        opened = boot.open_manager(ground)
-        registry = opened.registry
-        _enrol(ground, opened)
-        tasks.callback(_log_errors, opened.journal.close)
-        tasks.callback(_log_errors, registry.shut_down)
-        watch = Watch(registry)
-        tasks.callback(watch.close)
-        attestor = Attestor(opened.manifest, registry, opened.voucher)
-        tasks.callback(attestor.close)
-        own_channels = config.run_dir / "channels" if config.own_host else None
-        wiring = Wiring(registry, config.command_deadline, attestor, own_channels)
-        tasks.callback(wiring.close)
-        if config.own_host:
-            wiring.reopen()
-            _name_running_boots(opened.registry)
-        cards = Cards()
-        moving = _moving(config, ground, opened, wiring, cards)
-        tasks.callback(moving.close)
-        verbs = Verbs(
-            opened.manifest, registry, wiring, attestor, config, ground.warnings, lambda: moving.address, cards
-        )
-        host_link = open_link(config.host_link, _guarded(lambda request: verbs.perform(HOST, request)))
-        tasks.callback(host_link.close)
-        certifier = Certifier(opened.manifest, registry, opened.hardware, config.command_deadline)
-        desk = Desk(opened.manifest, opened.images, opened.journal, verbs, opened.enrolment, certifier, moving)
-        admin_link = open_link(config.admin, _guarded(desk.perform))
-        tasks.callback(admin_link.close)
+        store = boot.open_store(ground)
+        if boot.has_left(store) and not _returned(ground, store, stop):
+            return
+        watched = _started(ground, store, tasks)
         _ready(announce)
-        tasks.callback(moving.interrupt)
-        tasks.callback(wiring.hasten, _GRACE)  # the first thing at every end
-        _wait(stop, (watch, moving, host_link, admin_link))
+        _wait(stop, watched)
         log.info("stopping: every vTPM is parked")
         systemd.notify("STOPPING=1")
+
+
+def _started(ground: boot.Ground, store: boot.Store, tasks: ExitStack) -> tuple[_Task, ...]:
+    """Start everything that serves, to be ended by ``tasks`` in reverse order: what must not end by itself."""
+    config = ground.config
+    opened = boot.open_manager(ground, store)
+    registry, manifest = opened.registry, store.manifest
+    _enrol(ground, store)
+    tasks.callback(_log_errors, opened.journal.close)
+    tasks.callback(_log_errors, registry.shut_down)
+    watch = Watch(registry)
+    tasks.callback(watch.close)
+    attestor = Attestor(manifest, registry, store.voucher)
+    tasks.callback(attestor.close)
+    own_channels = config.run_dir / "channels" if config.own_host else None
+    wiring = Wiring(registry, config.command_deadline, attestor, own_channels)
+    tasks.callback(wiring.close)
+    if config.own_host:
+        wiring.reopen()
+        _name_running_boots(opened.registry)
+    cards = Cards()
+    receiver = Receiver(store.local, store.own, ground.event_log)
+    moving = _moving(config, store, opened, wiring, cards, receiver)
+    tasks.callback(moving.close)
+    verbs = Verbs(manifest, registry, wiring, attestor, config, ground.warnings, lambda: moving.address, cards)
+    serving = Serving(registry, wiring, verbs.restarted, store.voucher.log_is)
+    relocating = Relocating(manifest, Traveller(store.local, store.own, config.state_dir, serving), receiver)
+    host_link = open_link(
+        config.host_link, _guarded(relocating.host_link(lambda request: verbs.perform(HOST, request)))
+    )
+    tasks.callback(host_link.close)
+    certifier = Certifier(manifest, registry, store.hardware, config.command_deadline)
+    desk = Desk(manifest, store.images, opened.journal, verbs, store.enrolment, certifier, moving)
+    admin_link = open_link(config.admin, _guarded(desk.perform))
+    tasks.callback(admin_link.close)
+    tasks.callback(moving.interrupt)
+    tasks.callback(wiring.hasten, _GRACE)  # the first thing at every end
+    return watch, moving, relocating, host_link, admin_link
 
 
 def _provisioned(ground: boot.Ground, stop: int) -> bool:
@@ -93,6 +110,20 @@ def _provisioned(ground: boot.Ground, stop: int) -> bool:
     return _received(config, provisioning, stop)
 
 
+def _returned(ground: boot.Ground, store: boot.Store, stop: int) -> bool:
+    """Wait until a manager that has left is taken back; False if it was stopped before."""
+    config, contents = ground.config, store.manifest.contents
+    idle = Idle(threading.Event())
+    reception = Departed(contents, ground.warnings, idle.done)
+    log.error("%s", reception.why)
+    relocating = Relocating(store.manifest, Traveller(store.local, store.own, config.state_dir, idle), None)
+    host = open_link(config.host_link, _guarded(relocating.host_link(reception.perform)))
+    try:
+        return _received(config, reception, stop)
+    finally:
+        host.close()
+
+
 def _received(config: Config, reception: Reception, stop: int) -> bool:
     """Wait until the reception has what it waits for; False if the manager was stopped before."""
     link = open_link(config.admin, _guarded(reception.perform))
@@ -108,7 +139,9 @@ def _received(config: Config, reception: Reception, stop: int) -> bool:
     return True
 
 
-def _moving(config: Config, ground: boot.Ground, opened: boot.Opened, wiring: Wiring, cards: Cards) -> Moving:
+def _moving(
+    config: Config, store: boot.Store, opened: boot.Opened, wiring: Wiring, cards: Cards, receiver: Receiver
+) -> Moving:
     def arrived(name: str) -> None:
         if config.own_host:  # as its own host side it wires what comes, and says which boot runs
             try:
@@ -117,27 +150,16 @@ def _moving(config: Config, ground: boot.Ground, opened: boot.Opened, wiring: Wi
             except VtpmManagerError as error:
                 log.warning("vTPM %s has come and is not wired: %s", name, error)
 
-    return Moving(
-        config,
-        opened.manifest,
-        opened.registry,
-        opened.transit,
-        wiring,
-        opened.images,
-        opened.voucher,
-        ground.versions,
-        arrived,
-        cards,
-    )
+    return Moving(config, store.local, opened.registry, opened.transit, wiring, arrived, cards, receiver.offered)
 
 
-def _enrol(ground: boot.Ground, opened: boot.Opened) -> None:
+def _enrol(ground: boot.Ground, store: boot.Store) -> None:
     """By the authority of this machine, if it is ours; a stand-in that cannot be enrolled is good for all the rest."""
     directory, vendor = ground.config.authority_dir, ground.vendor_ca
-    if directory is None or vendor is None or identity.is_enrolled(opened.manifest.contents):
+    if directory is None or vendor is None or identity.is_enrolled(store.manifest.contents):
         return
     try:
-        provision.enrol_by_local_authority(opened.enrolment, directory, opened.manifest.contents, vendor)
+        provision.enrol_by_local_authority(store.enrolment, directory, store.manifest.contents, vendor)
     except VtpmManagerError as error:
         log.warning("this platform is not enrolled: %s", error)
 

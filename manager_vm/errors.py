@@ -62,6 +62,10 @@ class RollbackError(TrustError):
     """Stored data is authentic but not the newest: an older disk or a lost anchor."""
 
 
+class TakenError(TrustError):
+    """The place of this manager in the hardware TPM belongs to another copy of it: this one must end."""
+
+
 class EvidenceError(TrustError):
     """Attestation evidence does not prove what policy demands."""
 

@@ -62,7 +62,7 @@ def perform(state: Path, tpm: Connection, order: Order) -> None:
         approvals.deposit(state / "approvals", data, authority)
     authorizations = auths.derive(root, srk)
     ownership.take(tpm, authorizations)
-    anchor = NvAnchor(tpm, authorizations.anchor)
+    anchor = NvAnchor(tpm, authorizations)
     demand_unwritten(anchor)
     Manifest.create(state, root, anchor, replace(first, owner=srk))
     changes.announce(first)

@@ -89,7 +89,7 @@ class Waiting:
         authorizations = auths.derive(root, self._srk)
         ownership.take(self._tpm, authorizations)
         nv.revoke(self._tpm, authorizations, order.revoked)
-        anchor = NvAnchor(self._tpm, authorizations.anchor)
+        anchor = NvAnchor(self._tpm, authorizations)
         provision.demand_unwritten(anchor)
         self._settle()
         self._slot.keep(data)

@@ -36,6 +36,11 @@ def keep(name: str, secret: bytes) -> None:
         os.close(fd)
 
 
+def forget(name: str) -> None:
+    """Have systemd close what was kept under ``name``."""
+    notify(f"FDSTOREREMOVE=1\nFDNAME={name}")
+
+
 def kept(name: str) -> bytes | None:
     """What a daemon before this one has left under ``name``; descriptors that systemd has passed are closed."""
     if os.environ.pop("LISTEN_PID", "") != str(os.getpid()):

@@ -112,8 +112,12 @@ class HardwareVoucher:
         return self._images.fitting(pcrs)
 
     def event_log(self) -> bytes:
-        """The kernel's."""
+        """The kernel's, or that of the platform to which this manager has come while it ran."""
         return self._event_log()
+
+    def log_is(self, log: bytes) -> None:
+        """The kernel's is that of another platform: this one's."""
+        self._event_log = lambda: log
 
     def quote(self, qualifying: bytes) -> Signed:
         """TPM2_Quote."""

@@ -1,7 +1,9 @@
 """The keyslot: the root key sealed to this platform's hardware TPM, and the only way to a ``RootKey``.
 
 STATE/keyslot is JSON: the SRK's Name, the authority's public key, TPM2B_PUBLIC and TPM2B_PRIVATE of the sealed
-object. Nothing in it is secret, and nothing needs to be trusted: what was changed does not unseal.
+object. Nothing in it is secret, and nothing needs to be trusted: what was changed does not unseal. A manager that moves
+has the keyslot of its destination beside it, as STATE/keyslot.next. ``place``: of a manager that has moved, what it
+found at its platform (``keys/place``), sealed under the root key.
 """
 
 from __future__ import annotations
@@ -14,13 +16,14 @@ from pathlib import Path
 from manager_vm.crypto import Key
 from manager_vm.errors import EvidenceError, HardwareTpmError, NoKeyslotError, UnsealError
 from manager_vm.keys.hwtpm import nv, ownership, sealing
-from manager_vm.keys.hwtpm.connection import Connection
+from manager_vm.keys.hwtpm.connection import Connection, srk_name
 from manager_vm.keys.hwtpm.sealing import SealedKey
 from manager_vm.store import atomic
 from manager_vm.trust import policy
 from manager_vm.trust.approval import Approval
 from manager_vm.trust.signing import VerifyKey
 
+FILE, NEXT = "keyslot", "keyslot.next"
 _MAX_SIZE = 1 << 14  # bytes
 _REVOKED = 0x126  # TPM_RC_POLICY, of TPM2_PolicyNV: the comparison fails
 _MISSING = frozenset((0x18B, 0x28B))  # TPM_RC_HANDLE
@@ -39,6 +42,15 @@ class Slot:
     srk: bytes
     authority: VerifyKey
     sealed: SealedKey
+    place: bytes = b""
+
+
+def of_this_platform(state: Path, connection: Connection) -> Keyslot:
+    """The keyslot in directory ``state`` that is for the TPM behind ``connection``; else the only one that counts."""
+    here, coming = (Keyslot(state / name, connection) for name in (FILE, NEXT))
+    if coming.exists() and coming.read().srk == srk_name(connection):
+        return coming
+    return here
 
 
 class Keyslot:
@@ -47,6 +59,10 @@ class Keyslot:
     def __init__(self, path: Path, connection: Connection) -> None:
         self._path = path
         self._connection = connection
+
+    def is_at(self, path: Path) -> None:
+        """The file has another name now."""
+        self._path = path
 
     def exists(self) -> bool:
         """Whether a root key was made here before."""
@@ -64,9 +80,13 @@ class Keyslot:
         srk = ownership.find_or_make_srk(self._connection)
         nv.define_revocation(self._connection)
         root = RootKey(Key.random().reveal())
+        return root, self.seal(root, srk, authority)
+
+    def seal(self, root: Key, srk: bytes, authority: VerifyKey, place: bytes = b"") -> bytes:
+        """The file with which this root key can be opened at the TPM behind our connection, whose SRK is pinned."""
         sealed = sealing.seal(self._connection, root, authority)
         fields = {"srk": srk, "authority": authority.der, "public": sealed.public, "private": sealed.private}
-        return root, json.dumps({key: value.hex() for key, value in fields.items()}).encode()
+        return json.dumps({key: value.hex() for key, value in {**fields, "place": place}.items()}).encode()
 
     def keep(self, data: bytes) -> None:
         """What ``make`` made is this manager's keyslot from now on."""
@@ -84,7 +104,7 @@ class Keyslot:
         try:
             fields = {key: bytes.fromhex(value) for key, value in json.loads(data).items()}
             sealed = SealedKey(fields["public"], fields["private"])
-            return Slot(fields["srk"], VerifyKey.from_der(fields["authority"]), sealed)
+            return Slot(fields["srk"], VerifyKey.from_der(fields["authority"]), sealed, fields.get("place", b""))
         except (ValueError, KeyError, TypeError, AttributeError, EvidenceError):
             raise NoKeyslotError(
                 f"the keyslot {self._path} is damaged; restore it, without it no vTPM can be opened"

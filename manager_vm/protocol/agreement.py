@@ -7,7 +7,7 @@ hardware TPM or rules is asked of ``Us``, in an order in which nothing dear happ
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
@@ -82,6 +82,18 @@ def accept(us: Destination, offered: Offer) -> Conversation:
     us.verify(confirm.evidence, transcript.source_binding(second))
     third = transcript.third(second, confirm.evidence)
     return Agreed(Session(third, shared, at_source=False), offered, full, confirm)
+
+
+def noting(conversation: Conversation, known: Callable[[], None]) -> Conversation:
+    """The destination's conversation; ``known`` is called once the order was verified."""
+    message = next(conversation)
+    known()
+    while True:
+        try:
+            message = conversation.send((yield message))
+        except StopIteration as end:
+            agreed: Agreed = end.value
+            return agreed
 
 
 def _expected(kind: type[Message], move: bytes, message: Outer) -> Message:

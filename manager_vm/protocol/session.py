@@ -12,6 +12,7 @@ from manager_vm.wire.migration import MAX_RECORD, Cause, Inner, Record
 
 _RECORD = b"vtpm-manager record 1\0"
 _LABELS = ("vtpm-manager source 1", "vtpm-manager destination 1")
+_EXPORTER = "vtpm-manager exporter 1"
 
 
 class Session:
@@ -19,10 +20,15 @@ class Session:
 
     def __init__(self, transcript: bytes, shared: Key, *, at_source: bool) -> None:
         self.transcript = transcript
+        self._exporter = crypto.derive(shared, _EXPORTER, transcript)
         self._keys = [crypto.derive(shared, label, transcript) for label in _LABELS]
         self.at_source = at_source
         self._own = 0 if at_source else 1
         self._sent = self._received = 0
+
+    def export(self, label: str) -> Key:
+        """A key for something else that only these two sides know, in this conversation alone."""
+        return crypto.derive(self._exporter, label, self.transcript)
 
     def seal(self, message: Inner) -> Record:
         """The next record."""

@@ -15,7 +15,7 @@ from typing import Any
 from manager_vm.errors import ConfigError, RemoteProtocolError, StateError, TrustError
 from manager_vm.keys.approvals import Images
 from manager_vm.keys.enrolment import Enrolment
-from manager_vm.server import groups, provision, recovery
+from manager_vm.server import groups, provision, recovery, relocate_rules
 from manager_vm.server.certify import Certifier
 from manager_vm.server.journal import Journal
 from manager_vm.server.moving import Moving
@@ -94,6 +94,7 @@ class Desk:
         return _about(found, groups.owner(contents, found.verb, found.args))
 
     def _perform(self, message: Request) -> Any:
+        relocate_rules.demand_serving(self._manifest.contents, message.verb, changes=rules.changes(message.verb))
         own = OWN.get(message.verb)
         return own(self, message.args) if own is not None else self._verbs.perform(ADMIN, message)
 

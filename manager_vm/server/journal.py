@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from manager_vm import crypto
-from manager_vm.errors import IntegrityError, StoreError, VtpmManagerError
+from manager_vm.errors import IntegrityError, StateError, StoreError, VtpmManagerError
 from manager_vm.protocol.limit import Limit
 from manager_vm.store import events
 from manager_vm.store.audit import AuditLog
@@ -116,7 +116,7 @@ class Journal:
         return replace(new, audit=self.audit.head)
 
     def _anchor(self) -> None:
-        with suppress(StoreError):  # the next commit does it
+        with suppress(StoreError, StateError):  # the next commit does it; a manager that has left has none
             self._manifest.commit(lambda contents: replace(contents, audit=self.audit.head))
 
 

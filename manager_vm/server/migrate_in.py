@@ -36,6 +36,7 @@ from manager_vm.server.receipts import Proofs
 from manager_vm.store import final_state
 from manager_vm.store.final_state import FinalState
 from manager_vm.store.records import Move
+from manager_vm.trust import relocation
 from manager_vm.vtpm.transit import Arrival, Transit
 from manager_vm.wire.migration import (
     Cause,
@@ -53,9 +54,14 @@ _CONFIRM = 60.0
 _STATE = 60.0
 _COMMIT = 60.0
 
+Relocations = Callable[[PeerLink, Offer, Callable[[], None]], None]
+
 
 class Receiver:
-    """The listener. ``arrived`` is told the name of each vTPM that is PREPARED: somebody may want to wire it."""
+    """The listener. ``arrived`` is told the name of each vTPM that is PREPARED: somebody may want to wire it.
+
+    ``relocations`` gets what a whole manager that wants to come here says.
+    """
 
     def __init__(
         self,
@@ -65,12 +71,14 @@ class Receiver:
         proofs: Proofs,
         where: str,
         arrived: Callable[[str], None],
+        relocations: Relocations,
     ) -> None:
         self._local = local
         self._transit = transit
         self._ledger = ledger
         self._proofs = proofs
         self._arrived = arrived
+        self._relocations = relocations
         self._room = Room()
         self._strangers: Counter[str] = Counter()
         self._connections: dict[socket.socket, threading.Thread] = {}
@@ -147,6 +155,8 @@ class Receiver:
         message = link.receive(_GREETING)
         if isinstance(message, Handover):
             self._words(link, message)
+        elif isinstance(message, Offer) and relocation.is_order(message.order):
+            self._relocations(link, message, stranger.close)
         elif isinstance(message, Offer):
             self._offered(link, message, stranger)
         else:
@@ -166,7 +176,7 @@ class Receiver:
         with ExitStack() as held:
             side, talk = Incoming(self._local, self._room, held), None
             try:
-                agreed = link.converse(_releasing(side, offer, stranger), _CONFIRM)
+                agreed = link.converse(agreement.noting(agreement.accept(side, offer), stranger.close), _CONFIRM)
                 talk = Talk(link, agreed.session)
                 with self._proofs.kept(agreed), self._transit.arriving(side.name) as arrival:
                     move = self._receive(talk, side, agreed, arrival)
@@ -196,19 +206,6 @@ class Receiver:
                 talk.say(answer)
         finally:
             wired.join()
-
-
-def _releasing(side: Incoming, offer: Offer, stranger: ExitStack) -> agreement.Conversation:
-    """The destination's conversation; whoever has a verified order is no stranger any more."""
-    conversation = agreement.accept(side, offer)
-    message = next(conversation)
-    stranger.close()
-    while True:
-        try:
-            message = conversation.send((yield message))
-        except StopIteration as end:
-            agreed: Agreed = end.value
-            return agreed
 
 
 def _move(side: Incoming, agreed: Agreed, final: FinalState, digest: bytes) -> Move:

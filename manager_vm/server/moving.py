@@ -5,26 +5,23 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from typing import Any
 
 from manager_vm.config import Config
 from manager_vm.errors import ConfigError, MigrationError, StateError, VtpmManagerError
-from manager_vm.keys.approvals import Images
-from manager_vm.keys.evidence import Voucher
 from manager_vm.net import Cards
 from manager_vm.protocol.handover import SourceState
 from manager_vm.server import peer_link
 from manager_vm.server.ledger import Ledger
-from manager_vm.server.migrate_in import Receiver
+from manager_vm.server.migrate_in import Receiver, Relocations
 from manager_vm.server.migrate_out import Sender
 from manager_vm.server.move_rules import Local
 from manager_vm.server.peer_link import PeerLink
 from manager_vm.server.receipts import Proofs
 from manager_vm.server.wiring import Wiring
 from manager_vm.store import atomic, moves
-from manager_vm.store.manifest import Manifest
 from manager_vm.store.records import Move
 from manager_vm.vtpm.registry import Registry
 from manager_vm.vtpm.transit import Transit
@@ -39,33 +36,30 @@ _KNOWN = "migration.address"
 
 
 class Moving:
-    """Thread-safe. ``arrived``: what is done for a vTPM that is PREPARED."""
+    """Thread-safe. ``arrived``: what is done for a vTPM that is PREPARED. ``relocations``: for a whole manager."""
 
     def __init__(
         self,
         config: Config,
-        manifest: Manifest,
+        local: Local,
         registry: Registry,
         transit: Transit,
         wiring: Wiring,
-        images: Images,
-        voucher: Voucher,
-        versions: Mapping[str, str],
         arrived: Callable[[str], None],
         cards: Cards,
+        relocations: Relocations,
     ) -> None:
         self._cards = cards
-        self._manifest = manifest
+        manifest = self._manifest = local.manifest
         self._registry = registry
         self._ledger = Ledger(manifest, transit, config.state_dir / "moves", wiring.detach)
         self._ledger.recover()
         self._proofs = Proofs(manifest, config.state_dir / "receipts")
         self._tasks = ExitStack()
-        local = Local(manifest, images, voucher, versions)
         self._receiver: Receiver | None = None
         if config.migration:
             self._receiver = _listening(
-                config, lambda at: Receiver(local, transit, self._ledger, self._proofs, at, arrived)
+                config, lambda at: Receiver(local, transit, self._ledger, self._proofs, at, arrived, relocations)
             )
             self._tasks.callback(self._receiver.close)
         listener = self._receiver.address if self._receiver is not None else ""

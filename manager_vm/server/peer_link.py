@@ -8,6 +8,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import TypeVar
 
+from manager_vm.crypto import Key
 from manager_vm.errors import ConfigError, MigrationError, RefusedError, RemoteProtocolError
 from manager_vm.protocol import agreement
 from manager_vm.protocol.agreement import Agreed, Conversation
@@ -123,6 +124,10 @@ class Talk:
         self._session = session
         self._heard = False  # a record of the other side was authentic
 
+    def export(self, label: str) -> Key:
+        """A key for something else that only both sides of this conversation know."""
+        return self._session.export(label)
+
     def say(self, message: Inner) -> None:
         """One message."""
         self._link.send(self._session.seal(message))
@@ -135,12 +140,16 @@ class Talk:
 
     def expect(self, kind: type[Message], timeout: float) -> Message:
         """The next message, which is of this kind; MigrationError where the other side refuses or fails."""
+        return self.expect_any((kind,), timeout)
+
+    def expect_any(self, kinds: tuple[type[Message], ...], timeout: float) -> Message:
+        """The same for one of several kinds."""
         message = self._next(timeout)
-        if isinstance(message, kind):
+        if isinstance(message, kinds):
             return message
         if isinstance(message, Refuse):
             raise agreement.refused(message)
-        raise RemoteProtocolError(f"the other end sent {type(message).__name__}, where {kind.__name__} was due")
+        raise RemoteProtocolError(f"the other end sent {type(message).__name__}, where {kinds[0].__name__} was due")
 
     def _next(self, timeout: float) -> Inner:
         outer = self._link.receive(timeout)

@@ -17,7 +17,7 @@ from manager_vm import net
 from manager_vm.config import Config
 from manager_vm.errors import ConfigError, RemoteProtocolError, UnknownVtpmError, VtpmManagerError
 from manager_vm.net import Cards
-from manager_vm.server import recovery
+from manager_vm.server import recovery, relocate_rules
 from manager_vm.server.attestor import Attestor
 from manager_vm.server.wiring import Wiring
 from manager_vm.store.manifest import Manifest
@@ -57,6 +57,10 @@ class Verbs:
         self._warnings = warnings
         self._migration = migration
         self._cards = cards
+        self.restarted()
+
+    def restarted(self) -> None:
+        """``status`` says so: whoever wires guests does it again."""
         self._started = time.time()
 
     def perform(self, table: dict[str, Verb], request: Request | SignedRequest) -> Any:
@@ -88,6 +92,7 @@ class Verbs:
             "warnings": self._warnings,
             "recovered": [recovery.marked(each) for each in contents.recovered],
             "migration": self._migration(),
+            "relocation": relocate_rules.told(contents),
         }
 
     def list(self, args: dict[str, Any]) -> list[dict[str, Any]]:

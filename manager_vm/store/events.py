@@ -20,7 +20,7 @@ _STATES = {State.FAILED: "failed", State.QUARANTINED: "quarantined"}
 
 def between(old: Contents, new: Contents) -> list[Event]:
     """The events of the commit that makes ``new`` of ``old``."""
-    found = [*_trust(old, new), *_vtpms(old, new), *_moves(old, new)]
+    found = [*_trust(old, new), *_vtpms(old, new), *_moves(old, new), *_relocation(old, new)]
     return [(event, {**fields, "serial": new.serial}) for event, fields in found]
 
 
@@ -81,6 +81,21 @@ def _moves(old: Contents, new: Contents) -> Iterator[Event]:
         if before is not move and (before is None or before.state != move.state):
             said = {"vtpm": move.name, "move": id_, "state": move.state, "generation": move.generation}
             yield "move out" if move.out else "move in", {**said, "peer": move.peer, "cause": move.cause}
+
+
+def _relocation(old: Contents, new: Contents) -> Iterator[Event]:
+    """Of the manager itself, or of another one to here."""
+    leaving, before = new.departure, old.departure
+    if leaving is not None and (before is None or before.state != leaving.state):
+        yield "manager moves", {"move": leaving.id, "state": str(leaving.state), "peer": leaving.peer}
+    if new.relocations != old.relocations:
+        yield "manager moved here", {"move": before.id if before else "", "relocations": new.relocations}
+    elif leaving is None and before is not None:
+        yield "manager stays", {"move": before.id, "peer": before.peer}
+    if new.expected is not None and new.expected is not old.expected:
+        yield "manager expected", {"move": new.expected.id, "manager": new.expected.manager, "peer": new.expected.peer}
+    if new.expected is None and old.expected is not None:
+        yield "manager not expected", {"move": old.expected.id}
 
 
 def _named(event: str, contents: Contents, which: Callable[[VtpmRecord], bool]) -> Iterator[Event]:

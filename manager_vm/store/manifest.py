@@ -19,7 +19,9 @@ from typing import NoReturn, Protocol
 
 from manager_vm import crypto
 from manager_vm.crypto import Key
-from manager_vm.errors import RollbackError, StoreError, VtpmManagerError
+from manager_vm.errors import RollbackError, StateError, StoreError, VtpmManagerError
+from manager_vm.protocol import relocation
+from manager_vm.protocol.relocation import Receiving
 from manager_vm.store import atomic, sealed
 from manager_vm.store.records import Contents
 
@@ -43,8 +45,9 @@ class Anchor(Protocol):
 class _Commit:
     """One queued change and how it ended."""
 
-    def __init__(self, change: Change) -> None:
+    def __init__(self, change: Change, *, moves: bool) -> None:
         self.change = change
+        self.moves = moves
         self.error: VtpmManagerError | None = None
         self.done = False
 
@@ -71,6 +74,7 @@ class Manifest:
         self._root = root
         self._anchor = anchor
         self._contents = contents
+        self.digest = b""  # of the newest copy that is anchored
         self._queue: list[_Commit] = []
         self._turn = threading.Condition()
         self._writing = False
@@ -96,21 +100,24 @@ class Manifest:
                 os.rename(true_file, directory / "manifest")
                 atomic.sync_directory(directory)
         (directory / "manifest.pending").unlink(missing_ok=True)
-        return cls(directory, root, anchor, contents)
+        manifest = cls(directory, root, anchor, contents)
+        manifest.digest = digest
+        return manifest
 
     @property
     def contents(self) -> Contents:
         """The newest committed contents (immutable)."""
         return self._contents
 
-    def commit(self, change: Change) -> Contents:
+    def commit(self, change: Change, *, moves: bool = False) -> Contents:
         """Apply ``change`` and make it durable; changes queued meanwhile share one anchor write.
 
         After success the change is anchored. After an error raised by ``change``, or a StoreError, it did not happen:
         where the outcome of the anchor's write is not known, the anchor is read back and decides; where that fails too,
-        the process ends.
+        the process ends. StateError where the manager itself moves, or keeps a place for another one: nothing changes
+        then but that (``moves``).
         """
-        mine = _Commit(change)
+        mine = _Commit(change, moves=moves)
         with self._turn:
             self._queue.append(mine)
             while self._writing and not mine.done:
@@ -120,6 +127,21 @@ class Manifest:
         if mine.error is not None:
             raise mine.error
         return self._contents
+
+    def claim(self, place: Anchor, anchor: Anchor, change: Change) -> Contents:
+        """Commit with the first write of ``place``; ``anchor`` is the same index from then on, whatever comes of it.
+
+        TakenError if somebody has written it already. Nobody else commits meanwhile: a manager that moves does not.
+        """
+        self._anchor = place
+        try:
+            return self.commit(change, moves=True)
+        finally:
+            self._anchor = anchor
+
+    def anchored(self) -> tuple[bytes, Key]:
+        """(digest, erase secret) as the anchor says: what opens this manifest at another platform."""
+        return self._anchor.read()
 
     def _lead(self) -> None:
         """Write all queued changes at once. Called and left with the condition held."""
@@ -166,7 +188,7 @@ class Manifest:
         except VtpmManagerError as error:
             if not self._is_anchored(digest, error):
                 raise
-        self._rename_due = True
+        self.digest, self._rename_due = digest, True
         self.reached(Step.ANCHORED)
         with contextlib.suppress(StoreError):  # anchored: the commit holds; the next one renames first
             self._rename_pending()
@@ -203,10 +225,23 @@ def _apply(batch: list[_Commit], old: Contents) -> Contents:
     new = old
     for commit in batch:
         try:
+            if not commit.moves:
+                _demand_stays(new)
             new = commit.change(new)
         except VtpmManagerError as error:
             commit.error = error
     return old if new is old else replace(new, serial=old.serial + 1)
+
+
+def _demand_stays(contents: Contents) -> None:
+    """StateError for the manifest of a manager that has left, or that keeps a place for another one."""
+    leaving, expected = contents.departure, contents.expected
+    state = leaving.state if leaving else Receiving.PREPARED if expected else None
+    if relocation.commits(state):
+        return
+    if leaving is not None:
+        raise StateError(f"this manager has left for platform {leaving.peer}: nothing is changed here any more")
+    raise StateError("this manager keeps its place for another one that comes; 'relocate --release' gives that up")
 
 
 def _find(directory: Path, digest: bytes) -> Path:

@@ -11,8 +11,10 @@ from manager_vm import crypto
 from manager_vm.crypto import Key
 from manager_vm.errors import IntegrityError
 from manager_vm.protocol.lifecycle import State
+from manager_vm.protocol.relocation import Leaving
 from manager_vm.store.marks import Recovered, Recovery, RevokedPlatform
 from manager_vm.store.records import AuditHead, Contents, Group, Identity, Move, SigningKey, VtpmKeys, VtpmRecord
+from manager_vm.store.relocation import Departure, Expected
 
 
 def pack_open(contents: Contents, stanza: bytes = b"") -> bytes:
@@ -30,6 +32,7 @@ def pack_open(contents: Contents, stanza: bytes = b"") -> bytes:
         "revoked_platforms": contents.revoked_platforms,
         "moves": list(contents.moves.values()),
         "generations": contents.generations,
+        "relocation": _pack_relocation(contents),
     }
     opened = {"serial": contents.serial, "ca": contents.ca_certificate, "vtpms": records, **trust}
     return bytes(msgpack.packb(opened, default=astuple))
@@ -46,7 +49,9 @@ def pack_secret(contents: Contents) -> bytes:
     sks = [[key.public, key.private, key.certificate, key.vtpm] for key in _signing_keys(contents)]
     groups = {name: group.ca_key for name, group in contents.groups.items()}
     keys = {"ca": contents.ca_key, "vtpms": table, "groups": groups, "sks": sks, "moves": contents.move_keys}
-    return bytes(msgpack.packb(keys))
+    place = contents.departure.place if contents.departure else b""
+    secret = contents.expected.secret if contents.expected else b""
+    return bytes(msgpack.packb({**keys, "relocation": [place, secret]}))
 
 
 def unpack(open_part: bytes, secret_part: bytes) -> Contents:
@@ -61,11 +66,35 @@ def unpack(open_part: bytes, secret_part: bytes) -> Contents:
         contents = replace(contents, **_unpack_trust(opened), groups=_unpack_groups(opened, secret))
         moves = {move.id: move for move in (Move(*each) for each in opened["moves"])}
         contents = replace(contents, moves=moves, move_keys=secret["moves"], generations=opened["generations"])
+        contents = replace(contents, **_unpack_relocation(opened["relocation"], *secret["relocation"]))
         return replace(contents, identity=_unpack_identity(opened, secret))
     except (ValueError, KeyError, TypeError, AttributeError, msgpack.UnpackException) as error:
         raise IntegrityError(
             f"the manifest is authentic but of another format ({error}); run the version that wrote it"
         ) from None
+
+
+def _pack_relocation(contents: Contents) -> list[Any]:
+    """What may be read; the place and its secret stand in the key table."""
+    leaving, expected = contents.departure, contents.expected
+    return [
+        [contents.relocations, contents.came],
+        astuple(leaving)[:-1] if leaving else None,
+        astuple(expected)[:-1] if expected else None,
+        contents.released,
+    ]
+
+
+def _unpack_relocation(opened: list[Any], place: bytes, secret: bytes) -> dict[str, Any]:
+    (count, came), leaving, expected, released = opened
+    departure = Departure(*[*leaving, place]) if leaving else None
+    return {
+        "relocations": count,
+        "came": came,
+        "departure": replace(departure, state=Leaving(departure.state)) if departure else None,
+        "expected": Expected(*[*expected, secret]) if expected else None,
+        "released": {move: (attested, signature) for move, (attested, signature) in released.items()},
+    }
 
 
 def _unpack_groups(opened: dict[str, Any], secret: dict[str, Any]) -> dict[str, Group]:

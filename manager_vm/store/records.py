@@ -9,6 +9,7 @@ from manager_vm.crypto import Key
 from manager_vm.errors import ConfigError
 from manager_vm.protocol.lifecycle import State
 from manager_vm.store.marks import Recovered, Recovery, RevokedPlatform
+from manager_vm.store.relocation import Departure, Expected
 from manager_vm.trust.group import DEFAULT
 
 MAX_REASON = 500
@@ -147,7 +148,10 @@ class Contents:
     the default group, whose CA and operators are the manager's own. ``identity``: None until evidence was asked
     for. ``recovered``: the recoveries of this manager, for ever. ``moves``: of vTPMs, by id, oldest first;
     ``move_keys``: our private key for each that is not over. ``generations``: the highest that this manager ever
-    recorded of vTPMs that have come or gone, by uuid.
+    recorded of vTPMs that have come or gone, by uuid. ``relocations``: how often the manager itself has moved,
+    ``came``: id of the newest of these moves;
+    ``departure``, ``expected``: a move of it, or of another manager to here, that is not over; ``released``: the words
+    (attested, signature) with which this receiver gave up others, by id of the move.
     """
 
     serial: int
@@ -167,6 +171,11 @@ class Contents:
     moves: dict[str, Move] = field(default_factory=dict)
     move_keys: dict[str, bytes] = field(default_factory=dict, repr=False)
     generations: dict[str, int] = field(default_factory=dict)
+    relocations: int = 0
+    came: str = ""
+    departure: Departure | None = None
+    expected: Expected | None = None
+    released: dict[str, tuple[bytes, bytes]] = field(default_factory=dict)
 
     @property
     def manager(self) -> str:

@@ -19,8 +19,10 @@ from manager_vm.trust.signing import VerifyKey
 POLICY_REF = b"vtpm-manager root key"
 
 ANCHOR_INDEX = 0x01800A00  # owner range of the registry of reserved handles
+OTHER_ANCHOR_INDEX = 0x01800A02  # where a manager that comes to this TPM finds its place: one is used, one is free
 ANCHOR_SIZE = 64  # bytes
 ANCHOR_ATTRIBUTES = 0x02040004  # TPMA_NV: AUTHWRITE AUTHREAD NO_DA
+PLACE_ATTRIBUTES = ANCHOR_ATTRIBUTES | 0x8  # and POLICYWRITE, by ``first_write``
 REVOCATION_INDEX = 0x01800A01
 REVOCATION_SIZE = 8  # bytes: 64 bits
 REVOCATION_ATTRIBUTES = 0x02060022  # TPMA_NV: OWNERWRITE TPM_NT_BITS OWNERREAD AUTHREAD NO_DA; auth is empty
@@ -33,6 +35,8 @@ _NULL = 0x0010
 _P256 = 0x0003
 _SIGN_WITH_AUTH = 0x00040040  # TPMA_OBJECT: sign userWithAuth
 _CC_POLICY_NV = 0x149
+_CC_POLICY_AUTH_VALUE = 0x16B
+_CC_POLICY_NV_WRITTEN = 0x18F
 _CC_POLICY_AUTHORIZE = 0x16A
 _CC_POLICY_PCR = 0x17F
 _EO_BITCLEAR = 0x000B
@@ -90,9 +94,30 @@ def revocation_name() -> bytes:
     return nv_name(REVOCATION_INDEX, REVOCATION_ATTRIBUTES | NV_WRITTEN, REVOCATION_SIZE)
 
 
-def nv_name(index: int, attributes: int, size: int) -> bytes:
-    """Name of an NV index without a policy."""
-    return name(struct.pack(">IHIHH", index, _SHA256, attributes, 0, size))
+def nv_name(index: int, attributes: int, size: int, policy: bytes = b"") -> bytes:
+    """Name of an NV index (TPMS_NV_PUBLIC: Part 2, 13.5)."""
+    return name(struct.pack(">IHIH", index, _SHA256, attributes, len(policy)) + policy + struct.pack(">H", size))
+
+
+def first_write() -> bytes:
+    """The policy digest PolicyNvWritten(no), PolicyAuthValue: with the authValue, and once in the index's life."""
+    unwritten = _sha256(bytes(32) + _cc(_CC_POLICY_NV_WRITTEN) + b"\0")
+    return _sha256(unwritten + _cc(_CC_POLICY_AUTH_VALUE))
+
+
+def place_name(index: int) -> bytes:
+    """Name of a place, once written."""
+    return nv_name(index, PLACE_ATTRIBUTES | NV_WRITTEN, ANCHOR_SIZE, first_write())
+
+
+def anchor_names(index: int) -> tuple[bytes, bytes]:
+    """Names that a written anchor at this index may have: one made by provisioning, or a place that was claimed."""
+    return nv_name(index, ANCHOR_ATTRIBUTES | NV_WRITTEN, ANCHOR_SIZE), place_name(index)
+
+
+def other_anchor(index: int) -> int:
+    """Of the two anchor indices the one that is not ``index``."""
+    return OTHER_ANCHOR_INDEX if index == ANCHOR_INDEX else ANCHOR_INDEX
 
 
 def bit(number: int) -> bytes:

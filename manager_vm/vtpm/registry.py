@@ -44,8 +44,6 @@ class Registry:
         self._lock = threading.Lock()
         self._vtpms: dict[str, Vtpm] = {}
 
-    # -- looking --------------------------------------------------------------------------------------------
-
     def get(self, name: str, group: str | None = None) -> Vtpm:
         """The vTPM with this name, and in this group if one is given; UnknownVtpmError otherwise.
 
@@ -74,8 +72,6 @@ class Registry:
 
     def _uids(self) -> set[int]:
         return self._leaving | {record.uid for record in self._manifest.contents.vtpms.values()}
-
-    # -- verbs ----------------------------------------------------------------------------------------------
 
     def create(self, name: str, group: str = DEFAULT) -> VtpmRecord:
         """Manufacture a new vTPM; it is OFF until its VM is powered on."""
@@ -125,9 +121,7 @@ class Registry:
             after(name, record.state, Event.DESTROY)
             self._leaving.add(record.uid)
             self._manifest.commit(lambda contents: changes.destroy(contents, vtpm.uuid))
-            if vtpm.run is not None:
-                vtpm.run.close()
-                vtpm.run = None
+            _end(vtpm)
             vtpm.state = State.OFF
             with self._lock:  # from here on its name and uid are free
                 del self._vtpms[name]
@@ -184,13 +178,17 @@ class Registry:
     # -- start and end of the manager -----------------------------------------------------------------------
 
     def recover(self) -> None:
-        """Take up what the disk says: unclean deaths become FAILED, vTPMs parked by a shutdown resume."""
+        """Take up what the disk says: unclean deaths become FAILED, vTPMs that a shutdown has parked resume."""
         contents = self._manifest.commit(changes.fail_running)
         for record in contents.vtpms.values():
-            vtpm = Vtpm(record.uuid, record.name, record.state, record.boot)
-            self._vtpms[record.name] = vtpm
+            self._vtpms[record.name] = Vtpm(record.uuid, record.name, record.state, record.boot)
         steps.sweep(self._disk, contents)
-        self._all_at_once([r for r in contents.vtpms.values() if r.resume], Event.RESUME, self._resume)
+        self.resume()
+
+    def resume(self) -> None:
+        """Go on with every vTPM that a shutdown has parked."""
+        parked = [r for r in self._manifest.contents.vtpms.values() if r.resume]
+        self._all_at_once(parked, Event.RESUME, self._resume)
 
     def shut_down(self) -> None:
         """Park every running vTPM with one commit; the next start resumes them. No process is left, parked or not."""
@@ -199,8 +197,7 @@ class Registry:
             self._all_at_once(running, Event.PARK, lambda record: self._park(record, resume=True))
         finally:
             for vtpm in self.all():
-                if vtpm.run is not None:
-                    vtpm.run.close()
+                _end(vtpm)
 
     # -- steps, bound to this registry ----------------------------------------------------------------------
 
@@ -286,9 +283,7 @@ class Registry:
         new = changes.quarantined(record, reason)
         self._manifest.commit(lambda contents: changes.put(contents, new))
         vtpm.state = State.QUARANTINED
-        if vtpm.run is not None:
-            vtpm.run.close()
-            vtpm.run = None
+        _end(vtpm)
 
 
 def _adopt(vtpm: Vtpm, result: Result) -> None:
@@ -298,3 +293,9 @@ def _adopt(vtpm: Vtpm, result: Result) -> None:
     vtpm.run, vtpm.state, vtpm.boot = result.run, result.record.state, result.record.boot
     if result.session is not None:
         vtpm.channel = ChannelServer(result.session)
+
+
+def _end(vtpm: Vtpm) -> None:
+    if vtpm.run is not None:
+        vtpm.run.close()
+        vtpm.run = None

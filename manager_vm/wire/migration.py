@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from manager_vm.errors import RemoteProtocolError
-from manager_vm.wire import fields
+from manager_vm.wire import fields, relocation
 from manager_vm.wire.fields import Fixed, Layout, Number, Sized, Text
 from manager_vm.wire.framing import Frame
 
@@ -136,7 +136,7 @@ class StatePart:
 
 
 Outer = Offer | Accept | Confirm | Refuse | Record | Handover
-Inner = Ready | StatePart | Handover | Refuse
+Inner = Ready | StatePart | Handover | Refuse | relocation.Message
 
 _ID, _POINT, _NONCE, _DIGEST = Fixed(ID_SIZE), Fixed(POINT_SIZE), Fixed(NONCE_SIZE), Fixed(DIGEST_SIZE)
 _FEATURES = Text(Sized(2, 1024))
@@ -188,6 +188,7 @@ _INNER: dict[int, tuple[type, Layout]] = {
     2: (StatePart, _STATE_PART),
     3: (Handover, _HANDOVER),
     4: (Refuse, _REFUSE),
+    **relocation.INNER,
 }
 MAX_RECORD = 33_024
 MAX_BODY = {**{kind: limit for kind, (_, _, limit) in _OUTER.items()}, _RECORD: MAX_RECORD}

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from manager_vm.crypto import Key
-from manager_vm.errors import HardwareTpmError, RollbackError, StateError, SwtpmError, UnsealError
+from manager_vm.errors import HardwareTpmError, RollbackError, StateError, SwtpmError, TakenError, UnsealError
 from manager_vm.keys import identity
-from manager_vm.keys.anchor import NvAnchor
+from manager_vm.keys.anchor import NvAnchor, Place
 from manager_vm.keys.enrolment import Enrolment
-from manager_vm.keys.hwtpm import auths, nv, ownership, sealing
+from manager_vm.keys.hwtpm import attest, auths, nv, ownership, sealing
 from manager_vm.keys.hwtpm.auths import Authorizations
 from manager_vm.keys.hwtpm.connection import Connection
 from manager_vm.keys.identity import Signer
@@ -24,9 +24,10 @@ from manager_vm.keys.keyslot import Keyslot, RootKey
 from manager_vm.protocol.lifecycle import State
 from manager_vm.store.manifest import Manifest
 from manager_vm.store.records import Contents, VtpmRecord
-from manager_vm.trust import approval, attestation_ca, local, policy
+from manager_vm.trust import approval, attestation_ca, local, policy, tpm_structures
 from manager_vm.trust.approval import Approval
 from manager_vm.trust.signing import SigningKey, VerifyKey
+from manager_vm.trust.tpm_structures import NvCertify
 from manager_vm.vtpm.standin import Standin
 from manager_vm.wire import tpm
 
@@ -78,7 +79,10 @@ class Platform:
         return auths.derive(root, self.slot.read().srk)
 
     def anchor(self, root: Key) -> NvAnchor:
-        return NvAnchor(self.connection, self.auths(root).anchor)
+        return NvAnchor(self.connection, self.auths(root))
+
+    def anchor_of(self, whose: Authorizations) -> NvAnchor:
+        return NvAnchor(self.connection, whose)
 
     def approval(self, number: int = 0, **pcrs: bytes) -> Approval:
         values = sealing.read_pcrs(self.connection) | {int(name[3:]): value for name, value in pcrs.items()}
@@ -382,3 +386,68 @@ def test_what_a_signing_key_signs_is_good_under_its_certificates_and_its_pool_su
         platform.slot.open([platform.approval()])
         manifest = Manifest.load(tmp_path, root, platform.anchor(root))
         assert manifest.contents == before
+
+
+# -- a place for a manager that comes, and a TPM that is given up -----------------------------------------------------
+
+
+def coming(platform: Platform, mine: Authorizations) -> Authorizations:
+    """What a manager that comes here has: its place's authValue beside all others."""
+    secret = Key.random()
+    return replace(mine, anchor=secret, index=nv.define_place(platform.connection, mine, secret))
+
+
+def test_a_place_is_written_first_by_one_and_is_his_anchor_from_then_on(platform: Platform) -> None:
+    mine = platform.auths(platform.provision())
+    platform.anchor_of(mine).write(b"m" * 32, Key.random())
+    theirs = coming(platform, mine)
+    with pytest.raises(RollbackError, match="never written"):
+        platform.anchor_of(theirs).read()
+    Place(platform.connection, theirs).write(b"d" * 32, secret := Key.random())
+    with pytest.raises(TakenError, match="was here first"):
+        Place(platform.connection, theirs).write(b"e" * 32, Key.random())
+    digest, found = platform.anchor_of(theirs).read()
+    assert (digest, found.reveal()) == (b"d" * 32, secret.reveal())
+    platform.anchor_of(theirs).write(b"f" * 32, Key.random())
+    assert platform.anchor_of(theirs).read()[0] == b"f" * 32
+    assert platform.anchor_of(mine).read()[0] == b"m" * 32
+
+
+def test_a_place_is_closed_to_who_has_not_its_secret_and_to_who_had_the_one_before(platform: Platform) -> None:
+    mine = platform.auths(platform.provision())
+    theirs = coming(platform, mine)
+    for stranger in (replace(theirs, anchor=Key.random()), replace(theirs, anchor=mine.anchor)):
+        with pytest.raises(RollbackError, match="not the one that this manager made"):
+            Place(platform.connection, stranger).write(b"d" * 32, Key.random())
+    coming(platform, mine)  # for the next move
+    with pytest.raises(RollbackError, match="not the one that this manager made"):
+        Place(platform.connection, theirs).write(b"d" * 32, Key.random())
+
+
+def test_the_ak_certifies_whose_digest_stands_in_an_anchor(platform: Platform) -> None:
+    mine = platform.auths(platform.provision())
+    platform.anchor_of(mine).write(b"m" * 32, Key.random())
+    theirs = coming(platform, mine)
+    Place(platform.connection, theirs).write(b"d" * 32, Key.random())
+    ak = tpm_structures.parse_public(attest.make_ak(platform.connection, mine))
+    for which, digest in ((mine, b"m" * 32), (theirs, b"d" * 32)):
+        signed = attest.certify_nv(platform.connection, which, b"for this move")
+        tpm_structures.verify_signature(ak, signed.attested, signed.signature)
+        found = tpm_structures.parse_attest(signed.attested)
+        assert found.extra_data == b"for this move"
+        assert found.attested == NvCertify(policy.anchor_names(which.index)[which is theirs], 0, digest)
+
+
+def test_a_tpm_that_was_given_up_is_nobodys_and_giving_it_up_can_be_repeated(platform: Platform) -> None:
+    mine = platform.auths(platform.provision())
+    platform.anchor_of(mine).write(b"m" * 32, Key.random())
+    attest.make_ak(platform.connection, mine)
+    coming(platform, mine)
+    ownership.leave(platform.connection, mine)
+    ownership.leave(platform.connection, mine)
+    assert not ownership.is_owned(platform.connection)
+    assert not nv.is_written(platform.connection)
+    with pytest.raises(RollbackError, match="missing"):
+        platform.anchor_of(mine).read()
+    other = Keyslot(platform.slot_path.with_name("another"), platform.connection)
+    ownership.take(platform.connection, auths.derive(other.create(AUTHORITY.public), other.read().srk))

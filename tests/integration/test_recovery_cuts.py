@@ -72,7 +72,7 @@ class Place:
         slot = Keyslot(self.state / "keyslot", self.connection)
         found = approvals.load(self.state / "approvals", AUTHORITY.public)
         root = slot.open(found.approvals)
-        return Manifest.load(self.state, root, NvAnchor(self.connection, auths.derive(root, slot.read().srk).anchor))
+        return Manifest.load(self.state, root, NvAnchor(self.connection, auths.derive(root, slot.read().srk)))
 
 
 class Stop(BaseException):

@@ -30,7 +30,7 @@ def opened(manager: Manager) -> Iterator[tuple[Key, Key]]:
         slot = Keyslot(manager.state / "keyslot", tpm)
         found = approvals.load(manager.state / "approvals", slot.read().authority)
         root = slot.open(found.approvals)
-        yield root, NvAnchor(tpm, auths.derive(root, slot.read().srk).anchor).read()[1]
+        yield root, NvAnchor(tpm, auths.derive(root, slot.read().srk)).read()[1]
     finally:
         tpm.close()
         standin.close()

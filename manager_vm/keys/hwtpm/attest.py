@@ -179,6 +179,24 @@ def quote(connection: Connection, auths: Authorizations, pcrs: Sequence[int], no
     return connection.protected("quote", run)
 
 
+def certify_nv(connection: Connection, auths: Authorizations, qualifying: bytes) -> Signed:
+    """TPM2_NV_Certify by the AK of the anchor's digest part, its first 32 bytes; ``qualifying``: at most 64 bytes."""
+
+    def run(tpm: ESAPI, session: ESYS_TR) -> Signed:
+        index = tpm.tr_from_tpmpublic(auths.index)
+        try:
+            tpm.tr_set_auth(index, auths.anchor.reveal())
+            with _ak(tpm, auths.ak) as ak, connection.session(tpm, encrypts=False) as other:
+                attested, signature = tpm.nv_certify(
+                    ak, index, qualifying, _no_scheme(), 32, 0, auth_handle=index, session1=session, session2=other
+                )
+                return Signed(bytes(attested), signature.marshal())
+        finally:
+            tpm.tr_close(index)
+
+    return connection.protected("certify the anchor", run)
+
+
 @contextmanager
 def _ek(tpm: ESAPI, auths: Authorizations, kind: str, session: ESYS_TR) -> Iterator[tuple[ESYS_TR, bytes]]:
     from tpm2_pytss import TPM2B_PUBLIC, TPMT_PUBLIC

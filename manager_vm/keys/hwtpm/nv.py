@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from manager_vm.crypto import Key
-from manager_vm.errors import HardwareTpmError, RollbackError
+from manager_vm.errors import HardwareTpmError, RollbackError, TakenError
 from manager_vm.keys.hwtpm.auths import Authorizations, owner
 from manager_vm.keys.hwtpm.connection import Connection, response_is_forged
 from manager_vm.trust import policy
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _RC_HANDLE = 0x18B  # TPM_RC_HANDLE of handle 1: no such index
 _RC_NV_UNINITIALIZED = 0x14A
+_RC_POLICY = 0x99D  # TPM_RC_POLICY_FAIL of session 1
 _WRONG_AUTH = frozenset((0x9A2, 0x98E))  # TPM_RC_BAD_AUTH, TPM_RC_AUTH_FAIL, of session 1
 _LOST = "it is never made anew: the newest state cannot be told from an older one; restore from a recovery keyslot"
 
@@ -53,16 +54,56 @@ def define_revocation(connection: Connection) -> None:
 
 def define_anchor(connection: Connection, auths: Authorizations) -> None:
     """Define it unless it is there; it is not written yet."""
-    if policy.ANCHOR_INDEX not in present(connection):
+    if auths.index not in present(connection):
         secret = auths.anchor.reveal()
-        _define(connection, auths, policy.ANCHOR_INDEX, policy.ANCHOR_ATTRIBUTES, policy.ANCHOR_SIZE, secret)
+        _define(connection, auths, auths.index, policy.ANCHOR_ATTRIBUTES, policy.ANCHOR_SIZE, secret)
 
 
-def read_anchor(connection: Connection, auth: Key) -> bytes:
+def define_place(connection: Connection, auths: Authorizations, secret: Key) -> int:
+    """A place for another manager's anchor, with this authValue: the index. One of before, for whomever, is gone."""
+    index = policy.other_anchor(auths.index)
+    remove(connection, auths, index)
+    digest = policy.first_write()
+    _define(connection, auths, index, policy.PLACE_ATTRIBUTES, policy.ANCHOR_SIZE, secret.reveal(), digest)
+    return index
+
+
+def remove(connection: Connection, auths: Authorizations | None, index: int) -> None:
+    """TPM2_NV_UndefineSpace; nothing happens if there is no such index."""
+    if index not in present(connection):
+        return
+
+    def undefine(tpm: ESAPI, session: ESYS_TR) -> None:
+        with owner(tpm, auths) as hierarchy:
+            tpm.nv_undefine_space(tpm.tr_from_tpmpublic(index), auth_handle=hierarchy, session1=session)
+
+    connection.protected(f"remove the NV index 0x{index:08x}", undefine)
+
+
+def write_first(connection: Connection, auths: Authorizations, data: bytes) -> None:
+    """Write a place, which nobody has written before: the TPM itself decides between two. TakenError for the second."""
+
+    def write(tpm: ESAPI, session: ESYS_TR) -> None:
+        with _index(tpm, auths.index, auths.anchor) as index, connection.session(tpm, for_policy=True) as first:
+            tpm.policy_nv_written(first, False)
+            tpm.policy_auth_value(first)
+            tpm.nv_write(index, data, 0, auth_handle=index, session1=first)
+
+    try:
+        connection.protected("claim the place in the hardware TPM", write)
+    except HardwareTpmError as error:
+        if error.rc == _RC_POLICY:
+            raise TakenError(
+                "another copy of this manager was here first, or the move was given back: this one must not serve"
+            ) from None
+        raise _as_rollback(error) from error
+
+
+def read_anchor(connection: Connection, auths: Authorizations) -> bytes:
     """Its 64 bytes; RollbackError if it is missing, unwritten, or not the one that this manager made."""
 
     def read(tpm: ESAPI, session: ESYS_TR) -> bytes:
-        with _index(tpm, policy.ANCHOR_INDEX, auth) as index:
+        with _index(tpm, auths.index, auths.anchor) as index:
             return bytes(tpm.nv_read(index, policy.ANCHOR_SIZE, 0, auth_handle=index, session1=session))
 
     try:
@@ -71,11 +112,11 @@ def read_anchor(connection: Connection, auth: Key) -> bytes:
         raise _as_rollback(error) from error
 
 
-def write_anchor(connection: Connection, auth: Key, data: bytes) -> None:
+def write_anchor(connection: Connection, auths: Authorizations, data: bytes) -> None:
     """Replace its 64 bytes in one NV_Write."""
 
     def write(tpm: ESAPI, session: ESYS_TR) -> None:
-        with _index(tpm, policy.ANCHOR_INDEX, auth) as index:
+        with _index(tpm, auths.index, auths.anchor) as index:
             tpm.nv_write(index, data, 0, auth_handle=index, session1=session)
 
     try:
@@ -85,8 +126,9 @@ def write_anchor(connection: Connection, auth: Key, data: bytes) -> None:
 
 
 def is_written(connection: Connection) -> bool:
-    """Whether the anchor's index exists and was ever written (TPMA_NV_WRITTEN)."""
-    return policy.ANCHOR_INDEX in present(connection) and bool(_attributes(connection) & policy.NV_WRITTEN)
+    """Whether an anchor exists, at either index, and was ever written (TPMA_NV_WRITTEN)."""
+    anchors = present(connection) & {policy.ANCHOR_INDEX, policy.OTHER_ANCHOR_INDEX}
+    return any(_attributes(connection, index) & policy.NV_WRITTEN for index in anchors)
 
 
 def revoke(connection: Connection, auths: Authorizations | None, bits: int) -> None:
@@ -110,9 +152,9 @@ def revoked(connection: Connection) -> int:
     return connection.protected("read the revocation bits", read)
 
 
-def _attributes(connection: Connection) -> int:
+def _attributes(connection: Connection, number: int) -> int:
     def ask(tpm: ESAPI) -> int:
-        with _index(tpm, policy.ANCHOR_INDEX, None) as index:
+        with _index(tpm, number, None) as index:
             public, _ = tpm.nv_read_public(index)
             return int(public.nvPublic.attributes)
 
@@ -128,13 +170,21 @@ def _name(connection: Connection, number: int) -> bytes:
 
 
 def _define(
-    connection: Connection, auths: Authorizations | None, index: int, attributes: int, size: int, auth: bytes
+    connection: Connection,
+    auths: Authorizations | None,
+    index: int,
+    attributes: int,
+    size: int,
+    auth: bytes,
+    digest: bytes = b"",
 ) -> None:
     def define(tpm: ESAPI, session: ESYS_TR) -> None:
         from tpm2_pytss import TPM2B_NV_PUBLIC, TPMS_NV_PUBLIC
         from tpm2_pytss.constants import TPM2_ALG
 
-        public = TPMS_NV_PUBLIC(nvIndex=index, nameAlg=TPM2_ALG.SHA256, attributes=attributes, dataSize=size)
+        public = TPMS_NV_PUBLIC(
+            nvIndex=index, nameAlg=TPM2_ALG.SHA256, attributes=attributes, authPolicy=digest, dataSize=size
+        )
         with owner(tpm, auths) as handle:
             made = tpm.nv_define_space(auth, TPM2B_NV_PUBLIC(nvPublic=public), auth_handle=handle, session1=session)
         tpm.tr_close(made)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from manager_vm.crypto import Key
 from manager_vm.errors import HardwareTpmError
 from manager_vm.keys.hwtpm import nv
-from manager_vm.keys.hwtpm.auths import Authorizations
+from manager_vm.keys.hwtpm.attest import AK_HANDLE
+from manager_vm.keys.hwtpm.auths import Authorizations, owner
 from manager_vm.keys.hwtpm.connection import SRK_ATTRIBUTES, SRK_HANDLE, SRK_TEMPLATE, Connection, flushed, srk_name
 from manager_vm.trust import policy
 
@@ -52,8 +53,22 @@ def take(connection: Connection, auths: Authorizations) -> None:
     found = _permanent(connection)
     for kind, bit in reversed(_SET_BITS.items()):
         if not found & bit:
-            _change_auth(connection, kind, getattr(auths, kind))
+            _change_auth(connection, kind, getattr(auths, kind), None)
     nv.define_anchor(connection, auths)
+
+
+def leave(connection: Connection, auths: Authorizations) -> None:
+    """Give the TPM up: no AK, no authorizations, no anchor. The anchor goes last: until then this can be repeated."""
+    found = _permanent(connection)
+    for kind, bit in _SET_BITS.items():
+        if found & bit and kind != "owner":
+            _change_auth(connection, kind, None, getattr(auths, kind))
+    current = auths if found & _SET_BITS["owner"] else None
+    _evict_ak(connection, current)
+    nv.remove(connection, current, policy.other_anchor(auths.index))
+    if current is not None:
+        _change_auth(connection, "owner", None, auths.owner)
+    nv.remove(connection, None, auths.index)
 
 
 def _permanent(connection: Connection) -> int:
@@ -80,11 +95,27 @@ def _make_srk(tpm: ESAPI, *, keep: bool = True) -> bytes:
     return policy.name(public.publicArea.marshal())
 
 
-def _change_auth(connection: Connection, kind: str, auth: Key) -> None:
+def _change_auth(connection: Connection, kind: str, new: Key | None, old: Key | None) -> None:
     def change(tpm: ESAPI, session: ESYS_TR) -> None:
         from tpm2_pytss.constants import ESYS_TR
 
         handle = {"owner": ESYS_TR.OWNER, "endorsement": ESYS_TR.ENDORSEMENT, "lockout": ESYS_TR.LOCKOUT}[kind]
-        tpm.hierarchy_change_auth(handle, auth.reveal(), session1=session)
+        tpm.tr_set_auth(handle, old.reveal() if old else None)
+        try:
+            tpm.hierarchy_change_auth(handle, new.reveal() if new else b"", session1=session)
+        finally:
+            tpm.tr_set_auth(handle, None)
 
     connection.protected(f"set the {kind} authorization", change)
+
+
+def _evict_ak(connection: Connection, auths: Authorizations | None) -> None:
+    def evict(tpm: ESAPI, session: ESYS_TR) -> None:
+        from tpm2_pytss.constants import TPM2_CAP
+
+        _, data = tpm.get_capability(TPM2_CAP.HANDLES, AK_HANDLE, 1)
+        if AK_HANDLE in [int(handle) for handle in data.data.handles]:
+            with owner(tpm, auths) as hierarchy:
+                tpm.evict_control(hierarchy, tpm.tr_from_tpmpublic(AK_HANDLE), AK_HANDLE, session1=session)
+
+    connection.protected("remove the AK", evict)
