@@ -137,8 +137,7 @@ class Registry:
 
     def wire(self, name: str, channel: str) -> VtpmRecord:
         """Remember which channel is this vTPM's ("" = none)."""
-        vtpm = self.get(name)
-        vtpm.named = 0
+        (vtpm := self.get(name)).named = 0
         self._manifest.commit(lambda contents: changes.wire(contents, vtpm.uuid, channel))
         return self._record(vtpm)
 
