@@ -1,5 +1,6 @@
 """The whole inventory of symmetric cryptography: AES-256-GCM, HKDF-SHA-256, SHA-256, the system's random numbers.
 
+ChaCha20-Poly1305 is there for the tunnel of a move alone, for processors without AES instructions.
 Nothing else in the product calls a cipher; signatures and certificates are in ``keys/``.
 """
 
@@ -7,17 +8,28 @@ from __future__ import annotations
 
 import hashlib
 import os
+from enum import StrEnum
 
 from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from manager_vm.errors import IntegrityError
 
 KEY_SIZE = 32  # bytes, AES-256 and HKDF output
-NONCE_SIZE = 12  # bytes, NIST SP 800-38D 8.2
+NONCE_SIZE = 12  # bytes, NIST SP 800-38D 8.2, RFC 8439
 TAG_SIZE = 16
+
+
+class Cipher(StrEnum):
+    """What numbered records can be sealed with; key, nonce and tag have the same sizes."""
+
+    AES = "aes-256-gcm"
+    CHACHA = "chacha20-poly1305"
+
+
+_CIPHERS: dict[Cipher, type[AESGCM] | type[ChaCha20Poly1305]] = {Cipher.AES: AESGCM, Cipher.CHACHA: ChaCha20Poly1305}
 
 
 class Key:
@@ -71,15 +83,19 @@ def unseal(key: Key, sealed: bytes, associated: bytes, what: str) -> bytes:
         raise IntegrityError(f"{what} fails its authentication: it was changed, or belongs elsewhere") from None
 
 
-def seal_numbered(key: Key, number: int, plain: bytes, associated: bytes) -> bytes:
-    """AES-256-GCM: ciphertext || tag. The nonce is ``number`` (u64 behind four zero bytes): never the same twice."""
-    return AESGCM(key.reveal()).encrypt(_numbered(number), plain, associated)
+def seal_numbered(
+    key: Key, number: int, plain: bytes | memoryview, associated: bytes, cipher: Cipher = Cipher.AES
+) -> bytes:
+    """Ciphertext || tag (16). The nonce is ``number`` (u64 behind four zero bytes): never the same twice."""
+    return _CIPHERS[cipher](key.reveal()).encrypt(_numbered(number), plain, associated)
 
 
-def unseal_numbered(key: Key, number: int, sealed: bytes, associated: bytes, what: str) -> bytes:
+def unseal_numbered(
+    key: Key, number: int, sealed: bytes | memoryview, associated: bytes, what: str, cipher: Cipher = Cipher.AES
+) -> bytes:
     """The inverse; IntegrityError naming ``what`` if one bit differs."""
     try:
-        return AESGCM(key.reveal()).decrypt(_numbered(number), sealed, associated)
+        return _CIPHERS[cipher](key.reveal()).decrypt(_numbered(number), sealed, associated)
     except InvalidTag:
         raise IntegrityError(f"{what} fails its authentication: it was changed, or belongs elsewhere") from None
 

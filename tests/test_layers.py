@@ -49,6 +49,8 @@ ALLOWED = {
         "manager_vm.packages",
         "manager_vm.ctl.client",
         "manager_vm.trust",
+        "manager_vm.crypto",
+        "manager_vm.protocol.tunnel",
     },
 }
 ONLY_IN = {

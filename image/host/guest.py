@@ -36,6 +36,10 @@ class Guest:
         self._thread = threading.Thread(target=self._watch, name=f"guest {spec.name}", daemon=True)
         self._thread.start()
 
+    def reports_to(self, report: Report) -> None:
+        """Another host's manager hears of its boots from now on."""
+        self._report = report
+
     def power_on(self) -> None:
         """Report a new boot, then let the processors run. The VM must be paused."""
         self.boots.advance()

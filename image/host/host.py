@@ -11,6 +11,7 @@ import logging
 import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -60,12 +61,18 @@ class Host:
         self._lock = threading.RLock()  # wiring: one change at a time
         self._closing = threading.Event()
         (self.directory / "guests").mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.spawner = ThreadPoolExecutor(1, "spawner")  # lives as long as VMs that others ask for
         self.links = Links(self.directory)
         self.uplink = Uplink(self.links, self.directory / "card.sock")
         self.visits = Visits(self.links, self.directory / "guests")
         self.accelerator = accel.choose(self.images / "accelerator", self.images / "guest")
         self._watcher = threading.Thread(target=self._watch, name="host", daemon=True)
         self._watcher.start()
+
+    @property
+    def state_disk(self) -> Path:
+        """The manager's."""
+        return self.directory / "state.img"
 
     # -- the manager ----------------------------------------------------------------------------------------
 
@@ -77,7 +84,7 @@ class Host:
             self.directory / "manager",
             firmware=self._firmware,
             ports=self.links.ports,
-            state_disk=self.directory / "state.img",
+            state_disk=self.state_disk,
             slots=_SLOTS,
             hwtpm=tpm,
         )
@@ -122,17 +129,38 @@ class Host:
         return self.manager
 
     def _provide_disks(self, saved: Saved | None) -> None:
-        state = self.directory / "state.img"
+        state = self.state_disk
         if saved is not None:
             saved.copy_disks(state, self.directory / "manager/variables.fd", self.authority)
         elif not state.exists():
             with open(state, "xb") as disk:
                 os.truncate(disk.fileno(), STATE_DISK)
 
+    def take_over(self, vm: Vm) -> None:
+        """This VM, which has come from another host and serves, is the manager's from now on."""
+        with self._lock:
+            self.manager = vm
+            self._started = None  # the watcher wires and names addresses
+            self.links.key = local.open_or_make(self.authority).operator
+
+    def wire(self) -> None:
+        """Wire all guests now."""
+        with self._lock:
+            self._await_wired(_ATTACH)
+
+    def take_guest(self, guest: Guest) -> None:
+        """A guest that has followed its vTPM: this host wires it and hears of its boots."""
+        with self._lock:
+            guest.reports_to(self._report)
+            self.guests[guest.name] = guest
+            if not guest.channel:
+                self._plug_manager(guest)
+            self._attach(guest)
+
     def _check(self) -> None:
         """HostError if the manager VM or its TPM has ended."""
         self.hwtpm.check()
-        self._running_manager().check()
+        self.running_manager().check()
 
     @property
     def authority(self) -> Path:
@@ -149,21 +177,23 @@ class Host:
     def stop_manager(self) -> None:
         """Press the manager's power button: every vTPM is parked. Guests' commands wait or fail meanwhile."""
         with self._lock:
-            self._running_manager().power_down(_STOP)
-            self._forget_manager()
+            self.running_manager().power_down(_STOP)
+            self.forget_manager()
 
     def kill_manager(self) -> None:
         """Pull the manager's plug."""
         with self._lock:
-            self._running_manager().kill()
-            self._forget_manager()
+            self.running_manager().kill()
+            self.forget_manager()
 
-    def _running_manager(self) -> Vm:
+    def running_manager(self) -> Vm:
+        """The manager's VM; HostError if there is none."""
         if self.manager is None or not self.manager.running():
             raise HostError("the manager VM does not run; start it first")
         return self.manager
 
-    def _forget_manager(self) -> None:
+    def forget_manager(self) -> None:
+        """Its VM has ended."""
         self.manager = None
         for guest in self.guests.values():
             guest.channel = ""  # slots are handed out anew
@@ -199,7 +229,7 @@ class Host:
 
     def _plug_manager(self, guest: Guest) -> None:
         if guest.wire is not None:
-            guest.channel = guest.wire.plug_manager(self._running_manager())
+            guest.channel = guest.wire.plug_manager(self.running_manager())
 
     def _attach(self, guest: Guest) -> None:
         """Wire the vTPM to its channel and name the running boot."""
@@ -278,11 +308,12 @@ class Host:
         self.visits.close()
         if self.manager is not None:
             self.manager.close()
-        self._forget_manager()
+        self.forget_manager()
         if self._hwtpm is not None:
             self._hwtpm.close()
             self._hwtpm = None
         self.uplink.close()
+        self.spawner.shutdown()
 
     def __enter__(self) -> Host:
         return self

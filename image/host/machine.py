@@ -59,8 +59,8 @@ def cpu(accelerator: str) -> str:
     return _CPUS[accelerator.split(",")[0]]
 
 
-def argv(spec: VmSpec, accelerator: str, *, incoming: int | None = None) -> list[str]:
-    """QEMU's arguments; the processors wait for ``cont``. ``incoming``: descriptor of a saved VM to restore."""
+def argv(spec: VmSpec, accelerator: str, *, incoming: str | None = None) -> list[str]:
+    """QEMU's arguments; the processors wait for ``cont``. ``incoming``: where a saved or moved VM comes from."""
     arguments = ["qemu-system-x86_64", "-name", spec.name, "-M", MACHINE, "-accel", accelerator]
     arguments += ["-cpu", cpu(accelerator)]
     arguments += ["-smp", "1", "-m", str(spec.memory_mib), "-nodefaults", "-no-user-config", "-display", "none", "-S"]
@@ -76,7 +76,7 @@ def argv(spec: VmSpec, accelerator: str, *, incoming: int | None = None) -> list
         arguments += ["-chardev", f"socket,id=hwtpm,path={spec.hwtpm}", "-tpmdev", "emulator,id=tpm0,chardev=hwtpm"]
         arguments += ["-device", "tpm-crb,tpmdev=tpm0"]
     if incoming is not None:
-        arguments += ["-incoming", f"fd:{incoming}"]
+        arguments += ["-incoming", incoming]
     return arguments
 
 

@@ -36,6 +36,11 @@ class Uplink:
                     raise
             time.sleep(_PAUSE)
 
+    def unplug(self, manager: Vm) -> None:
+        """Take the card out; nothing happens if it is not there."""
+        if self.card is not None:
+            manager.unplug_card("card")
+
     def say(self) -> None:
         """Tell the manager what its card has: after each start of its daemon too."""
         if self.card is not None:

@@ -26,9 +26,9 @@ _FULL_SPEED = 1 << 40  # bytes/s
 
 
 class Vm:
-    """QEMU and its monitor. The processors wait until ``go``."""
+    """QEMU and its monitor. The processors wait until ``go``. ``arrives``: it waits for another host's memory."""
 
-    def __init__(self, spec: VmSpec, accelerator: str, *, restore: Path | None = None) -> None:
+    def __init__(self, spec: VmSpec, accelerator: str, *, restore: Path | None = None, arrives: bool = False) -> None:
         self.spec = spec
         self._slots: dict[str, str] = {}  # device -> slot
         spec.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -36,7 +36,8 @@ class Vm:
             shutil.copyfile(machine.OVMF_VARS, spec.variables)
         log = spec.directory / "qemu.log"
         with _opened(restore) as fd:
-            arguments = machine.argv(spec, accelerator, incoming=fd)
+            incoming = "defer" if arrives else None if fd is None else f"fd:{fd}"
+            arguments = machine.argv(spec, accelerator, incoming=incoming)
             self._process = Process(f"QEMU of {spec.name}", arguments, log, () if fd is None else (fd,))
         self.agent = Agent(spec.name, spec.agent)
         try:
@@ -80,13 +81,17 @@ class Vm:
 
     def save(self, target: Path) -> None:
         """Stop the VM and write its memory and device state; QEMU stays, stopped."""
-        self.qmp.execute("stop")
-        self.qmp.execute("migrate-set-parameters", max_bandwidth=_FULL_SPEED)
         fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            self.qmp.pass_fd("saved", fd)
+            self.save_to(fd)
         finally:
             os.close(fd)
+
+    def save_to(self, fd: int) -> None:
+        """The same into a file or pipe."""
+        self.qmp.execute("stop")
+        self.qmp.execute("migrate-set-parameters", max_bandwidth=_FULL_SPEED)
+        self.qmp.pass_fd("saved", fd)
         self.qmp.execute("migrate", uri="fd:saved")
         done = self._await("query-migrate", lambda info: info.get("status") in ("completed", "failed"), _SAVE)
         if done["status"] == "failed":
@@ -105,6 +110,11 @@ class Vm:
         self._add_chardev(id_, backend | ({"wait": False} if server else {"reconnect": 1}))
         self.qmp.execute("device_add", driver="virtserialport", id=id_, bus="serial.0", chardev=id_, name=name)
 
+    def change_port(self, id_: str, socket: Path) -> None:
+        """The host side of a port that is a client is elsewhere from now on."""
+        data = {"addr": {"type": "unix", "data": {"path": str(socket)}}, "server": False, "reconnect": 1}
+        self.qmp.execute("chardev-change", id=id_, backend={"type": "socket", "data": data})
+
     def plug_card(self, id_: str, card: Card) -> None:
         """Plug a network card into an empty slot."""
         slot = self._empty_slot()
@@ -118,9 +128,18 @@ class Vm:
 
     def unplug(self, id_: str) -> None:
         """Take a device away; waits for the guest's driver to give it back."""
+        self._delete(id_)
+        self._await_chardev_free(id_)
+
+    def unplug_card(self, id_: str) -> None:
+        """The same for a card."""
+        if id_ in self._slots:
+            self._delete(id_)
+            self.qmp.execute("netdev_del", id=f"{id_}-net")
+
+    def _delete(self, id_: str) -> None:
         self.qmp.execute("device_del", id=id_)
         self._await("qom-list", lambda found: all(e["name"] != id_ for e in found), _UNPLUG, path="/machine/peripheral")
-        self._await_chardev_free(id_)
         self._slots.pop(id_, None)
 
     def pci_address(self, id_: str, timeout: float = 20.0) -> str:
@@ -133,6 +152,12 @@ class Vm:
             if time.monotonic() > deadline:
                 raise HostError(f"{self.spec.name} does not take up the device {id_}; has its kernel booted?")
             time.sleep(_POLL)
+
+    def stands_in(self, spec: VmSpec) -> None:
+        """Its directory, sockets and disk have these names now."""
+        self.agent.close()
+        self.spec = spec
+        self.agent = Agent(spec.name, spec.agent)
 
     def close(self) -> None:
         """End QEMU if it still runs; remove its sockets; idempotent."""

@@ -22,6 +22,8 @@ class Carrier(StrEnum):
 class Wire(ABC):
     """One guest's channel. The manager's end is plugged again after the manager's VM was started anew."""
 
+    carrier: Carrier
+
     def __init__(self, name: str) -> None:
         self.id = f"vtpm-{name}"
 
@@ -38,12 +40,18 @@ class Wire(ABC):
         vm.unplug(self.id)
 
     @abstractmethod
+    def follow(self, guest: Vm, socket: Path | None) -> None:
+        """The manager's end is in another VM; ``socket``: where that one listens for it, None: it is to be plugged."""
+
+    @abstractmethod
     def close(self) -> None:
         """Free what the wire needs on the host."""
 
 
 class IvshmemWire(Wire):
     """A pair of ivshmem devices with a server and a memory of its own."""
+
+    carrier = Carrier.IVSHMEM
 
     def __init__(self, name: str, directory: Path) -> None:
         super().__init__(name)
@@ -56,12 +64,17 @@ class IvshmemWire(Wire):
         vm.plug_ivshmem(self.id, self._server.path)
         return f"ivshmem:{vm.pci_address(self.id)}"
 
+    def follow(self, guest: Vm, socket: Path | None) -> None:
+        pass  # the pair's server stays where both ends find it
+
     def close(self) -> None:
         self._server.close()
 
 
 class PortWire(Wire):
     """A pair of virtio-serial ports over a UNIX socket between the two QEMUs; the manager's QEMU listens."""
+
+    carrier = Carrier.VIRTIO_SERIAL
 
     def __init__(self, name: str, directory: Path) -> None:
         super().__init__(name)
@@ -75,6 +88,12 @@ class PortWire(Wire):
         self._socket.unlink(missing_ok=True)
         vm.plug_port(self.id, self._port, self._socket, server=True)
         return f"virtio-serial:{self._port}"
+
+    def follow(self, guest: Vm, socket: Path | None) -> None:
+        self._socket.unlink(missing_ok=True)
+        if socket is not None:
+            self._socket = socket
+            guest.change_port(self.id, socket)
 
     def close(self) -> None:
         self._socket.unlink(missing_ok=True)

@@ -1,0 +1,270 @@
+"""The destination host: where a manager VM arrives (manager_vm/wire/RELOCATION.md, section 6).
+
+It waits until the receiver keeps a place and takes the tunnel's key from it; what then comes through the tunnel is
+from the source's host. Post-condition of ``finish``: the manager that came serves here and the receiver is gone; or it
+failed before the claim, the receiver is as before (or can be started), and the source can be told to go on.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import threading
+import time
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from image.host import sparse, unix
+from image.host.control import Asked
+from image.host.guest import Guest
+from image.host.hwtpm import Arriving
+from image.host.links import Links
+from image.host.transfer import Incoming
+from image.host.tunnel import Exit, open_file
+from image.host.vm import Vm
+from manager_vm.crypto import Key
+from manager_vm.errors import HardwareTpmError, HostError, UnreachableError, VtpmManagerError
+from manager_vm.protocol.tunnel import Suite
+
+if TYPE_CHECKING:
+    from image.host.host import Host
+
+log = logging.getLogger(__name__)
+
+STREAMS = ("control", "disk", "ram")
+_LOOK = 0.1  # seconds between looks at the receiver
+_CLAIM = 120.0
+
+
+class Landing:
+    """For one manager. ``address``: where the tunnel ends, known once the receiver keeps a place (``ready``)."""
+
+    def __init__(self, host: Host, at: tuple[str, int], suite: Suite = Suite.AES) -> None:
+        self._host = host
+        self._at = at
+        self._suite = suite
+        self._directory = host.directory / "arriving"
+        self._directory.mkdir(mode=0o700, exist_ok=True)
+        self._tasks = ExitStack()
+        self._closing = threading.Event()
+        self._exit: Exit | None = None
+        self._key: Key | None = None
+        self._vm: Vm | None = None
+        self._incoming: Incoming | None = None
+        self._landed: threading.Thread | None = None
+        self._failure = ""
+        self.ready = threading.Event()
+        self.arrived = threading.Event()  # the manager that came serves here
+        self._thread = threading.Thread(target=self._wait, name="landing", daemon=True)
+        self._thread.start()
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """(host, port) of the tunnel's end."""
+        return self._exit.address if self._exit is not None else self._at
+
+    @property
+    def received(self) -> int:
+        """Bytes that came through the tunnel."""
+        return self._exit.received if self._exit is not None else 0
+
+    def receive(self, guest: Guest) -> None:
+        """A guest that has followed its vTPM: its channel ends at the manager here from now on."""
+        assert guest.wire is not None
+        port = self._port(guest.wire.id)
+        plugged = port.exists()
+        guest.wire.follow(guest.vm, port if plugged else None)
+        guest.channel = guest.channel if plugged else ""
+        self._host.take_guest(guest)
+
+    def close(self) -> None:
+        """Idempotent. A manager that has arrived stays."""
+        self._closing.set()
+        self._thread.join()
+        self._tasks.close()
+        if self._landed is not None:
+            self._landed.join()
+        if self._vm is not None and not self.arrived.is_set():
+            self._vm.close()
+
+    def _wait(self) -> None:
+        """Until the receiver keeps a place: then its tunnel is opened."""
+        while not self._closing.wait(_LOOK):
+            with suppress(VtpmManagerError):
+                found = self._host.links.host("relocation", timeout=5.0)
+                if found["state"] == "expecting":
+                    key = Key(self._host.links.host("relocate_tunnel", move=found["move"])["tunnel"])
+                    self._open(key)
+                    return
+
+    def _open(self, key: Key) -> None:
+        self._key = key
+        control = Asked(self._path("control"), self._perform)
+        self._tasks.callback(control.close)
+        streams = {name: self._path(name) for name in STREAMS}
+        self._exit = self._tasks.enter_context(Exit(self._at, key, self._suite, streams))
+        self.ready.set()
+
+    def _path(self, stream: str) -> Path:
+        return self._directory / f"{stream}.sock"
+
+    # -- requests of the source's host ------------------------------------------------------------------------
+
+    def _perform(self, verb: str, args: dict[str, Any]) -> Any:
+        verbs = {"hello": lambda: None, "begin": self._begin, "finish": self._finish, "abort": self._abort}
+        # a child process ends with the thread that has started it
+        return self._host.spawner.submit(verbs[verb], **args).result()  # type: ignore[arg-type]
+
+    def _begin(self, method: str, disk: int, ports: list[list[str]]) -> None:
+        """Room for the disk, and who takes the streams. ``ports``: (id, name) of the guests' ports that come along."""
+        with open(self._disk, "wb") as file:
+            os.truncate(file.fileno(), disk)
+        if method == "precopy":
+            self._prepare_vm(ports)
+            return
+        self._take("disk", lambda fd: sparse.receive(fd, self._disk))
+        if method == "suspend":
+            self._take("ram", self._store)
+
+    def _prepare_vm(self, ports: list[list[str]], memory: int | None = None) -> None:
+        """QEMU that takes memory and blocks from the sockets of the tunnel; its TPM is this host's."""
+        host = self._host
+        host.hwtpm.arriving = Arriving.KEEP
+        links = Links(self._directory)
+        spec = host.manager_spec(host.hwtpm.socket)
+        spec = replace(spec, directory=self._directory / "vm", ports=links.ports, state_disk=self._disk)
+        self._vm = vm = Vm(spec, host.accelerator, arrives=True)
+        for id_, name in ports:
+            vm.plug_port(id_, name, self._port(id_), server=True)
+        self._incoming = Incoming(vm)
+        if memory is None:
+            self._incoming.export_disk(self._path("disk"))
+            self._incoming.listen(self._path("ram"))
+        else:
+            self._incoming.read(memory)
+
+    def _port(self, id_: str) -> Path:
+        return self._directory / f"{id_}.port"
+
+    def _store(self, fd: int) -> None:
+        """The file as it comes: encrypted."""
+        with open(self._directory / "memory", "wb") as file:
+            sparse.copy(fd, file.fileno())
+
+    def _finish(self, method: str, ports: list[list[str]]) -> dict[str, str]:
+        """Everything has come: be the host of this manager. The destination's word, unless the source has it."""
+        if self._landed is not None:
+            self._landed.join()
+        if self._failure:
+            raise HostError(self._failure)
+        if method == "stop":
+            self._boot()
+            return {}
+        if method == "suspend":
+            self._restore(ports)
+        vm, incoming = self._vm, self._incoming
+        if vm is None or incoming is None:
+            raise HostError("no VM of a manager has come")
+        incoming.await_arrived()
+        incoming.close_export()
+        self._end_receiver()  # the hardware TPM has one user
+        vm.go()
+        word = self._claim(vm)
+        self._move_in(vm)
+        return {name: value.hex() for name, value in word.items()}
+
+    def _boot(self) -> None:
+        """A new VM on the disk that has come; the receiver has claimed for it."""
+        self._end_receiver()
+        os.replace(self._disk, self._host.state_disk)
+        self._host.start_manager(arriving=Arriving.KEEP)
+        self.arrived.set()
+
+    def _end_receiver(self) -> None:
+        """It has done what it is for."""
+        host = self._host
+        if host.manager is not None:
+            host.kill_manager()
+
+    def _claim(self, vm: Vm) -> dict[str, bytes]:
+        """Have the manager be the manager here; it may still wait for the TPM."""
+        links = Links(self._directory)
+        deadline = time.monotonic() + _CLAIM
+        while True:
+            try:
+                return dict(links.host("relocate_claim", timeout=_CLAIM))
+            except (UnreachableError, HardwareTpmError):
+                vm.check()
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(_LOOK)
+
+    def _move_in(self, vm: Vm) -> None:
+        """Its files have the names of this host's manager from now on."""
+        host = self._host
+        shutil.rmtree(host.directory / "manager", ignore_errors=True)
+        os.replace(self._directory / "vm", host.directory / "manager")
+        os.replace(self._disk, host.state_disk)
+        for (_, new), (_, old) in zip(host.links.ports, Links(self._directory).ports, strict=True):
+            os.replace(old, new)
+        vm.stands_in(host.manager_spec(host.hwtpm.socket))
+        host.take_over(vm)
+        self.arrived.set()
+
+    def _restore(self, ports: list[list[str]]) -> None:
+        """Memory from the file, decrypted on its way into QEMU."""
+        assert self._key is not None
+        key = self._key
+        source = os.open(self._directory / "memory", os.O_RDONLY | os.O_CLOEXEC)
+        readable, writable = os.pipe2(os.O_CLOEXEC)
+
+        def decrypt() -> None:
+            try:
+                open_file(source, writable, key, self._suite)
+            except (VtpmManagerError, OSError) as error:
+                self._failure = f"{error}"
+            finally:
+                os.close(writable)
+                os.close(source)
+
+        thread = threading.Thread(target=decrypt, name="decrypt", daemon=True)
+        thread.start()
+        try:
+            self._prepare_vm(ports, readable)
+        finally:
+            os.close(readable)
+        thread.join()
+        if self._failure:
+            raise HostError(self._failure)
+
+    def _abort(self) -> None:
+        """Nothing comes: what was prepared is gone, the receiver stays."""
+        if self._vm is not None:
+            self._vm.close()
+            self._vm = None
+
+    @property
+    def _disk(self) -> Path:
+        return self._directory / "state.img"
+
+    def _take(self, stream: str, store: Any) -> None:
+        """Have a thread store what comes on a stream."""
+        listener = unix.listen(self._path(stream), 1)
+        before = self._landed
+
+        def run() -> None:
+            with listener:
+                connection, _ = listener.accept()
+            with connection:
+                try:
+                    store(connection.fileno())
+                except (VtpmManagerError, OSError) as error:
+                    self._failure = f"what came on stream {stream!r} cannot be stored: {error}"
+            if before is not None:
+                before.join()
+
+        self._landed = threading.Thread(target=run, name=stream, daemon=True)
+        self._landed.start()

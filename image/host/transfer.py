@@ -1,0 +1,150 @@
+"""QEMU's live migration of one VM, either end: memory to or from a UNIX socket or a descriptor, its disk over NBD.
+
+The memory stream can be held back (``trickle``), so that something can be done in the VM just before it is stopped.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from image.host.vm import Vm
+from manager_vm.errors import HostError
+
+_DISK = "state"  # QEMU's drive, also the export's name
+_JOB = "mirror"
+_TRICKLE = 64 << 10  # bytes/s
+_FULL_SPEED = 1 << 40
+_SOON = (4 << 20, 32 << 20)  # bytes of memory that are left when the last round is near, at least and at most
+_AHEAD = 0.3  # seconds of the stream, likewise
+_POLL = 0.02
+_PATIENCE = 300.0  # seconds for a disk or a round
+_OVER = ("completed", "failed", "cancelled")
+
+
+class Outgoing:
+    """The source's end."""
+
+    def __init__(self, vm: Vm) -> None:
+        self._vm = vm
+        self._qmp = vm.qmp
+
+    def mirror_disk(self, nbd: Path) -> None:
+        """Copy the state disk to the NBD server at this socket, and all that is written from then on."""
+        target = f"nbd:unix:{nbd}:exportname={_DISK}"
+        self._qmp.execute(
+            "drive-mirror", device=_DISK, job_id=_JOB, target=target, sync="full", mode="existing", format="raw"
+        )
+        self._await(lambda: self._job().get("ready"), "the disk is copied")
+
+    def start(self, uri: str) -> None:
+        """Begin to send the memory while the VM runs; it stops, and waits for ``finish``, when little is left."""
+        wanted = [{"capability": "pause-before-switchover", "state": True}]
+        self._qmp.execute("migrate-set-capabilities", capabilities=wanted)
+        self._qmp.execute("migrate-set-parameters", max_bandwidth=_FULL_SPEED, downtime_limit=1)
+        self._qmp.execute("migrate", uri=uri)
+
+    def await_last_round(self) -> None:
+        """Until little memory is left to be sent."""
+
+        def near() -> bool:
+            info = self._info()
+            ram = info.get("ram", {})
+            ahead = ram.get("mbps", 0.0) * 125_000 * _AHEAD
+            left = ram.get("remaining", 1 << 62) if ram.get("transferred") else 1 << 62
+            return bool(left < min(max(ahead, _SOON[0]), _SOON[1]) or ram.get("dirty-sync-count", 1) > 1)
+
+        self._await(near, "most of the memory is sent")
+
+    def trickle(self, on: bool) -> None:
+        """Hold the stream back, or let it go."""
+        if on:
+            self._qmp.execute("migrate-set-parameters", max_bandwidth=_TRICKLE)
+        else:
+            self._qmp.execute("migrate-set-parameters", max_bandwidth=_FULL_SPEED, downtime_limit=300)
+
+    def finish(self) -> None:
+        """The VM stops, the rest is sent. HostError if it did not arrive: the VM runs on here then."""
+        self._await(lambda: self._info()["status"] == "pre-switchover", "the VM has stopped")
+        if self._job():
+            self._qmp.execute("block-job-cancel", device=_JOB)  # of one that is ready: whole, as it is now
+            self._await(lambda: not self._job(), "the disk is whole")
+        self._qmp.execute("migrate-continue", state="pre-switchover")
+        self._await(lambda: self._info()["status"] == "completed", "the memory has arrived")
+
+    def cancel(self) -> None:
+        """Stay here."""
+        with suppress(HostError):
+            self._qmp.execute("migrate_cancel")
+            self._await(lambda: self._qmp.execute("query-migrate").get("status", "") in ("", *_OVER), "it is given up")
+        with suppress(HostError):
+            if self._job():
+                self._qmp.execute("block-job-cancel", device=_JOB, force=True)
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Let the processors run, also behind a migration that is complete: for the word that ends this copy."""
+        if not self._qmp.execute("query-status")["running"]:
+            self._qmp.execute("cont")
+
+    def stats(self) -> dict[str, Any]:
+        """QEMU's own account (query-migrate)."""
+        return dict(self._qmp.execute("query-migrate"))
+
+    def _info(self) -> dict[str, Any]:
+        info = dict(self._qmp.execute("query-migrate"))
+        if info.get("status") in ("failed", "cancelled"):
+            raise HostError(
+                f"the memory of {self._vm.spec.name} does not arrive: {info.get('error-desc', 'cancelled')}"
+            )
+        return info
+
+    def _job(self) -> dict[str, Any]:
+        return next((dict(job) for job in self._qmp.execute("query-block-jobs") if job["device"] == _JOB), {})
+
+    def _await(self, condition: Any, what: str) -> None:
+        deadline = time.monotonic() + _PATIENCE
+        while not condition():
+            self._vm.check()
+            if time.monotonic() > deadline:
+                raise HostError(f"not within {_PATIENCE:.0f} s: {what}")
+            time.sleep(_POLL)
+
+
+class Incoming:
+    """The destination's end, of a VM that was made with ``arrives``. Its processors wait for ``go``."""
+
+    def __init__(self, vm: Vm) -> None:
+        self._vm = vm
+        self._qmp = vm.qmp
+
+    def export_disk(self, path: Path) -> None:
+        """Take blocks at this socket, over NBD."""
+        address = {"type": "unix", "data": {"path": str(path)}}
+        self._qmp.execute("nbd-server-start", addr=address)
+        self._qmp.execute("nbd-server-add", device=_DISK, writable=True)
+
+    def close_export(self) -> None:
+        """No more blocks."""
+        with suppress(HostError):
+            self._qmp.execute("nbd-server-stop")
+
+    def listen(self, path: Path) -> None:
+        """Take the memory at this socket."""
+        self._qmp.execute("migrate-incoming", uri=f"unix:{path}")
+
+    def read(self, fd: int) -> None:
+        """Take the memory from a descriptor."""
+        self._qmp.pass_fd("memory", fd)
+        self._qmp.execute("migrate-incoming", uri="fd:memory")
+
+    def await_arrived(self) -> None:
+        """Until all is there; HostError if it is not whole."""
+        deadline = time.monotonic() + _PATIENCE
+        while (status := self._qmp.execute("query-status")["status"]) == "inmigrate":
+            self._vm.check()
+            if time.monotonic() > deadline:
+                raise HostError(f"the memory of {self._vm.spec.name} does not arrive: {status}")
+            time.sleep(_POLL)

@@ -1,0 +1,64 @@
+"""A whole manager VM moves from one host to another, with vTPMs that guests use all the time (RELOCATION.md)."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from image.host.departure import Departure, Method
+from image.host.landing import Landing
+from image.host.wires import Carrier
+from manager_vm.trust import relocation
+from manager_vm.trust.signing import SigningKey
+from tests.system import vms
+from tests.system.test_move import Client, evidence
+
+
+def order(rack: vms.Rack) -> bytes:
+    """From a to b, as the authority of both gives it."""
+    status = rack.a.host.links.admin("status")
+    key = SigningKey.load(rack.a.host.authority / "authority.key")
+    names = rack.platform(rack.a), rack.platform(rack.b)
+    return relocation.give(status["manager"], status["relocation"]["relocations"], *names, key)
+
+
+@contextmanager
+def landing(rack: vms.Rack) -> Iterator[Landing]:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        at = free.getsockname()[:2]
+    found = Landing(rack.b.host, at)
+    try:
+        yield found
+    finally:
+        found.close()
+
+
+def departure(rack: vms.Rack, there: Landing, method: Method) -> Departure:
+    receiver = rack.b.host.links.admin("status")["migration"]
+    return Departure(rack.a.host, method, receiver, there.address, order(rack), progress=print, follow=there.receive)
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("method", [Method.PRECOPY, Method.SUSPEND, Method.STOP])
+def test_a_manager_moves_and_the_client_of_its_vtpm_sees_no_error(rack: vms.Rack, method: Method) -> None:
+    a, b = rack.a, rack.b
+    guest = a.guest("v", Carrier.VIRTIO_SERIAL)
+    client = Client(guest.vm.agent)
+    client.go_on()
+    before, platform = a.vtpm("v"), rack.platform(b)
+    with landing(rack) as there:
+        report = departure(rack, there, method).run()
+    client.go_on()
+    shown = b.vtpm("v")
+    assert {key: shown[key] for key in ("uuid", "ek_names", "boot", "state")} == {
+        key: before[key] for key in ("uuid", "ek_names", "boot", "state")
+    }
+    assert rack.platform(b) == platform
+    said = evidence(guest, b.host.authority)
+    assert f"enrolled '{platform}'" in said and "the authority approved it" in said
+    assert client.end().startswith("ok ")
+    print(json.dumps({**report.told(), "longest_seconds": round(client.longest(), 2)}))
