@@ -22,7 +22,6 @@ from manager_vm.keys.enrolment import Enrolment
 from manager_vm.keys.evidence import HardwareVoucher
 from manager_vm.keys.hierarchy import Hardware
 from manager_vm.keys.hierarchy.platform import PlatformHardware
-from manager_vm.keys.keyslot import Keyslot
 from manager_vm.keys.place import Footing
 from manager_vm.platform import Platform
 from manager_vm.protocol import relocation
@@ -36,7 +35,6 @@ from manager_vm.store import atomic
 from manager_vm.store.manifest import Manifest
 from manager_vm.store.records import Contents
 from manager_vm.store.relocation import unpack_place
-from manager_vm.trust import policy
 from manager_vm.vtpm import swtpm
 from manager_vm.vtpm.registry import Registry
 from manager_vm.vtpm.run import Launcher
@@ -152,9 +150,7 @@ def _settle(state: Path, store: Store) -> None:
         found = unpack_place(departure.place)
         manifest.commit(lambda contents: place.arrived(contents, found), moves=True)
         log.warning("ARRIVED: this manager has come from another platform, with its disk")
-    coming = Keyslot(state / keyslot.NEXT, store.own.tpm)
-    if coming.exists() and coming.read().srk == manifest.contents.owner:
-        relocate_rules.settle_in(state, store.own, policy.other_anchor(store.own.auths.index))
+    relocate_rules.settle_in(state, store.own, manifest.contents.owner)
 
 
 def _check_programs(config: Config) -> tuple[dict[str, str], list[str]]:

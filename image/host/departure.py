@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -16,14 +15,15 @@ from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from image.host import sparse
 from image.host.control import Asking
 from image.host.guest import Guest
 from image.host.hwtpm import Arriving
+from image.host.streams import Streams
 from image.host.transfer import Outgoing
-from image.host.tunnel import Entrance, seal_file
+from image.host.tunnel import seal_file
 from image.host.wires import Carrier
 from manager_vm.crypto import Key
 from manager_vm.errors import ConfigError, HostError, VtpmManagerError
@@ -36,7 +36,6 @@ log = logging.getLogger(__name__)
 
 _AGREE = 180.0  # seconds: both TPMs quote, a keyslot is made
 _PATIENCE = 120.0
-_REACH = 30.0  # seconds for the destination's host to open its tunnel
 
 
 class Method(StrEnum):
@@ -63,7 +62,16 @@ class Report:
 
 
 Progress = Callable[[str], None]
-Follow = Callable[[Guest], None]
+
+
+class Follow(Protocol):
+    """Brings guests to the other host, as their own moves would."""
+
+    def switch(self, guest: Guest) -> None:
+        """Its port ends there, where the manager's VM is but does not serve yet."""
+
+    def receive(self, guest: Guest) -> None:
+        """It is there, and the manager serves."""
 
 
 class Departure:
@@ -95,7 +103,7 @@ class Departure:
         self._limit = limit
         self._progress = progress
         self._follow = follow
-        self._streams: list[Entrance] = []
+        self._streams: Streams
         self._tasks = ExitStack()
         self._control: Asking | None = None
         self._outgoing: Outgoing | None = None
@@ -120,24 +128,29 @@ class Departure:
     def _move(self) -> None:
         self._phase("agree")
         agreed = self._host.links.host("relocate", timeout=_AGREE, order=self._order, to=self._receiver)
-        self._key = Key(agreed["tunnel"])
+        self._key = key = Key(agreed["tunnel"])
         self._phase("connect")
-        self._control = self._connect()
+        self._streams = self._tasks.enter_context(
+            Streams(self._host.directory, self._to, key, self._suite, self._limit)
+        )
+        self._control = self._streams.control()
         ports = self._unplug()
         disk = self._host.state_disk.stat().st_size
         self._control.ask("begin", method=str(self._method), disk=disk, ports=ports)
         {Method.STOP: self._stop, Method.SUSPEND: self._suspend, Method.PRECOPY: self._precopy}[self._method]()
         self._phase("finish")
-        word = self._control.ask("finish", method=str(self._method), ports=ports)
+        self._control.ask("finish", method=str(self._method), ports=ports)
         self._gone = True
+        self.report.downtime = time.monotonic() - self._left
         self._phase("follow")
         if self._follow is not None:
             for name in list(self._host.guests):
-                self._follow(self._host.guests.pop(name))
-        self.report.downtime = time.monotonic() - self._left
+                self._follow.receive(self._host.guests.pop(name))
+        if self._method is not Method.PRECOPY:  # a channel was plugged anew
+            self.report.downtime = time.monotonic() - self._left
         self._phase("settle")
-        self._settle(word)
-        self.report.bytes_sent = sum(each.sent for each in self._streams)
+        self._settle(self._control.ask("word") if self._method is not Method.STOP else {})
+        self.report.bytes_sent = self._streams.sent
 
     # -- methods ----------------------------------------------------------------------------------------------
 
@@ -148,7 +161,7 @@ class Departure:
         self._gone = True
         self._host.stop_manager()
         self._phase("disk")
-        self._send("disk", lambda fd: sparse.send(self._host.state_disk, fd))
+        self._streams.send("disk", lambda fd: sparse.send(self._host.state_disk, fd))
 
     def _suspend(self) -> None:
         self._freeze(park=False)
@@ -157,8 +170,8 @@ class Departure:
         self._save(file)
         self._phase("send")
         with open(file, "rb") as source:
-            self._send("ram", lambda fd: sparse.copy(source.fileno(), fd))
-        self._send("disk", lambda fd: sparse.send(self._host.state_disk, fd))
+            self._streams.send("ram", lambda fd: sparse.copy(source.fileno(), fd))
+        self._streams.send("disk", lambda fd: sparse.send(self._host.state_disk, fd))
         file.unlink()
 
     def _save(self, target: Path) -> None:
@@ -188,15 +201,22 @@ class Departure:
     def _precopy(self) -> None:
         out = self._outgoing = Outgoing(self._host.running_manager())
         self._phase("disk")
-        out.mirror_disk(self._entrance("disk"))
+        out.mirror_disk(self._streams.entrance("disk"))
         self._phase("memory")
-        out.start(f"unix:{self._entrance('ram')}")
+        out.start(f"unix:{self._streams.entrance('ram')}")
         out.await_last_round()
         out.trickle(True)  # else it could be over before the manager has left
         self._freeze(park=False)
         out.trickle(False)
         self._phase("switch over")
         out.finish()
+        self._switch_over()
+
+    def _switch_over(self) -> None:
+        """The ports of guests that follow end in the VM at the other host, which listens for them already."""
+        if self._follow is not None:
+            for guest in self._host.guests.values():
+                self._follow.switch(guest)
 
     # -- parts --------------------------------------------------------------------------------------------------
 
@@ -225,46 +245,6 @@ class Departure:
                 guest.wire.unplug(manager)
                 guest.channel = ""
         return ports
-
-    def _connect(self) -> Asking:
-        """Reach the other host: its tunnel opens when it has the key from the receiver."""
-        deadline = time.monotonic() + _REACH
-        while True:
-            entrance = Entrance(self._path("control"), self._to, self._key, self._suite, "control")
-            asking = Asking(self._path("control"))
-            try:
-                asking.ask("hello")
-                self._tasks.callback(asking.close)
-                self._streams.append(self._tasks.enter_context(entrance))
-                return asking
-            except HostError:
-                asking.close()
-                entrance.close()
-                if time.monotonic() > deadline:
-                    raise
-            time.sleep(0.2)
-
-    def _entrance(self, stream: str) -> Path:
-        path = self._path(stream)
-        entrance = Entrance(path, self._to, self._key, self._suite, stream, limit=self._limit)
-        self._streams.append(self._tasks.enter_context(entrance))
-        return path
-
-    def _send(self, stream: str, write: Callable[[int], object]) -> None:
-        """Send a whole stream."""
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as connection:
-            connection.connect(str(self._entrance(stream)))
-            try:
-                write(connection.fileno())
-                connection.shutdown(socket.SHUT_WR)
-                connection.recv(1)  # the other side has it all
-            except OSError as error:
-                raise HostError(f"stream {stream!r} to the other host broke: {error}") from None
-        if self._streams[-1].failure:
-            raise HostError(f"stream {stream!r} to the other host: {self._streams[-1].failure}")
-
-    def _path(self, stream: str) -> Path:
-        return self._host.directory / f"{stream}.out"
 
     def _settle(self, word: dict[str, str]) -> None:
         """The source's TPM is given up, its VM ends, its disk is worth nothing."""

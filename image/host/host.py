@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -19,6 +18,7 @@ from types import TracebackType
 
 from image.host import accel, hwtpm, provision, wires
 from image.host.guest import Guest
+from image.host.guest_wiring import GuestWiring
 from image.host.hwtpm import Arriving, HardwareTpm, Kind
 from image.host.links import Links
 from image.host.machine import VmSpec
@@ -29,7 +29,7 @@ from image.host.vendor import VENDOR_CA
 from image.host.visits import Visits
 from image.host.vm import Vm
 from image.host.wires import Carrier
-from manager_vm.errors import HostError, StateError, UnknownVtpmError, VtpmManagerError
+from manager_vm.errors import HostError, VtpmManagerError
 from manager_vm.trust import local
 
 log = logging.getLogger(__name__)
@@ -63,6 +63,7 @@ class Host:
         (self.directory / "guests").mkdir(mode=0o700, parents=True, exist_ok=True)
         self.spawner = ThreadPoolExecutor(1, "spawner")  # lives as long as VMs that others ask for
         self.links = Links(self.directory)
+        self._wiring = GuestWiring(self.links, self.guests)
         self.uplink = Uplink(self.links, self.directory / "card.sock")
         self.visits = Visits(self.links, self.directory / "guests")
         self.accelerator = accel.choose(self.images / "accelerator", self.images / "guest")
@@ -102,8 +103,8 @@ class Host:
             provision.enrol(self.links, self.authority, self.directory / "hwtpm" / VENDOR_CA)
             self.uplink.plug(manager)
             for guest in self.guests.values():
-                self._plug_manager(guest)
-            self._await_wired(_ATTACH)
+                self._wiring.plug(guest, self.running_manager())
+            self._await_wired()
         return manager
 
     def connect(self, switch: Switch, *addresses: str, gateway: str = "") -> None:
@@ -140,22 +141,27 @@ class Host:
         """This VM, which has come from another host and serves, is the manager's from now on."""
         with self._lock:
             self.manager = vm
-            self._started = None  # the watcher wires and names addresses
             self.links.key = local.open_or_make(self.authority).operator
+            self._started = self.links.host("status")["started"]
+
+    def plug_card(self) -> None:
+        """The manager's VM has its card."""
+        with self._lock:
+            self.uplink.plug(self.running_manager())
 
     def wire(self) -> None:
         """Wire all guests now."""
         with self._lock:
-            self._await_wired(_ATTACH)
+            self._await_wired()
 
     def take_guest(self, guest: Guest) -> None:
         """A guest that has followed its vTPM: this host wires it and hears of its boots."""
         with self._lock:
-            guest.reports_to(self._report)
+            guest.reports_to(self._wiring.report)
             self.guests[guest.name] = guest
             if not guest.channel:
-                self._plug_manager(guest)
-            self._attach(guest)
+                self._wiring.plug(guest, self.running_manager())
+            self._wiring.attach(guest)
 
     def _check(self) -> None:
         """HostError if the manager VM or its TPM has ended."""
@@ -204,11 +210,11 @@ class Host:
         """Start (or restore) a guest whose TPM is the manager's vTPM ``name``, which must exist."""
         directory = self.directory / "guests" / name
         spec = VmSpec(name, self.images / "guest", directory, hold_resets=True)
-        guest = Guest(spec, self.accelerator, self._report, restore=saved.memory if saved else None)
+        guest = Guest(spec, self.accelerator, self._wiring.report, restore=saved.memory if saved else None)
         guest.wire = wires.make(carrier, name, directory.parent)
         with self._lock:
             self.guests[name] = guest
-            self._plug_manager(guest)
+            self._wiring.plug(guest, self.running_manager())
             guest.wire.plug_guest(guest.vm)
         guest.power_on()
         return guest
@@ -225,61 +231,12 @@ class Host:
                 guest.wire.unplug(self.manager)
         guest.close()
 
-    # -- wiring ---------------------------------------------------------------------------------------------
+    # -- the watcher ----------------------------------------------------------------------------------------
 
-    def _plug_manager(self, guest: Guest) -> None:
-        if guest.wire is not None:
-            guest.channel = guest.wire.plug_manager(self.running_manager())
-
-    def _attach(self, guest: Guest) -> None:
-        """Wire the vTPM to its channel and name the running boot."""
-        if not guest.channel:
-            raise HostError(f"the channel of guest {guest.name} is not plugged into the manager yet")
-        self.links.host("attach", name=guest.name, channel=guest.channel, boot=guest.boots.number)
-
-    def _report(self, guest: Guest) -> bool:
-        """The guest is held: have the manager acknowledge its boot. The first report wires the channel too."""
-
-        def request() -> None:
-            try:
-                self._attach(guest)
-            except StateError:
-                self._catch_up(guest)
-                raise
-
-        return self.links.insist(f"guest {guest.name} is held at its reset", request, guest.closing)
-
-    def _wire_all(self) -> bool:
-        """Try to attach every guest once; whether all are. One that cannot be keeps no other without its TPM."""
-        missing = []
-        for guest in list(self.guests.values()):
-            try:
-                if guest.boots.number:
-                    self._attach(guest)
-            except StateError as error:
-                log.warning("guest %s waits for its next reset: %s", guest.name, error)
-            except UnknownVtpmError:
-                log.info("the vTPM of guest %s is not here (any more): there is nothing to wire", guest.name)
-            except VtpmManagerError as error:
-                missing.append(f"guest {guest.name}: {error}")
-        for line in missing:
-            log.warning("%s; trying again", line)
-        return not missing
-
-    def _await_wired(self, patience: float) -> None:
-        """Wire all guests; what is missing after ``patience`` seconds is left to the watcher."""
-        deadline = time.monotonic() + patience
-        while not self._wire_all():
-            if time.monotonic() > deadline:
-                self._started = None
-                return
-            time.sleep(_WATCH)
-
-    def _catch_up(self, guest: Guest) -> None:
-        """An operator's ``start --power-on`` counts as a boot: ours must be a later one, or we wait for ever."""
-        applied = next((each["boot"] for each in self.links.host("list") if each["name"] == guest.name), 0)
-        if applied >= guest.boots.number:
-            guest.boots.advance(applied)
+    def _await_wired(self) -> None:
+        """What is missing after a while is left to the watcher."""
+        if not self._wiring.all_within(_ATTACH):
+            self._started = None
 
     def _watch(self) -> None:
         """Wire everything again when the manager's daemon was restarted."""
@@ -290,7 +247,7 @@ class Host:
                 started = self.links.host("status", timeout=2.0)["started"]
                 if started != self._started:
                     log.info("the manager's daemon was restarted; wiring its guests again")
-                    wired = self._wire_all()
+                    wired = self._wiring.try_all()
                     self.uplink.say()
                     if wired:
                         self._started = started

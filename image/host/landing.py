@@ -71,13 +71,15 @@ class Landing:
         """Bytes that came through the tunnel."""
         return self._exit.received if self._exit is not None else 0
 
+    def switch(self, guest: Guest) -> None:
+        """Its port, if it has one, ends in the VM that comes."""
+        if guest.wire is not None and (port := self._port(guest.wire.id)).exists():
+            guest.wire.follow(guest.vm, port)
+
     def receive(self, guest: Guest) -> None:
         """A guest that has followed its vTPM: its channel ends at the manager here from now on."""
-        assert guest.wire is not None
-        port = self._port(guest.wire.id)
-        plugged = port.exists()
-        guest.wire.follow(guest.vm, port if plugged else None)
-        guest.channel = guest.channel if plugged else ""
+        if guest.wire is None or not self._port(guest.wire.id).exists():
+            guest.channel = ""  # it is plugged
         self._host.take_guest(guest)
 
     def close(self) -> None:
@@ -114,7 +116,8 @@ class Landing:
     # -- requests of the source's host ------------------------------------------------------------------------
 
     def _perform(self, verb: str, args: dict[str, Any]) -> Any:
-        verbs = {"hello": lambda: None, "begin": self._begin, "finish": self._finish, "abort": self._abort}
+        verbs = {"hello": lambda: None, "begin": self._begin, "finish": self._finish, "word": self._word}
+        verbs["abort"] = self._abort
         # a child process ends with the thread that has started it
         return self._host.spawner.submit(verbs[verb], **args).result()  # type: ignore[arg-type]
 
@@ -154,15 +157,15 @@ class Landing:
         with open(self._directory / "memory", "wb") as file:
             sparse.copy(fd, file.fileno())
 
-    def _finish(self, method: str, ports: list[list[str]]) -> dict[str, str]:
-        """Everything has come: be the host of this manager. The destination's word, unless the source has it."""
+    def _finish(self, method: str, ports: list[list[str]]) -> None:
+        """Everything has come: be the host of this manager."""
         if self._landed is not None:
             self._landed.join()
         if self._failure:
             raise HostError(self._failure)
         if method == "stop":
             self._boot()
-            return {}
+            return
         if method == "suspend":
             self._restore(ports)
         vm, incoming = self._vm, self._incoming
@@ -172,8 +175,13 @@ class Landing:
         incoming.close_export()
         self._end_receiver()  # the hardware TPM has one user
         vm.go()
-        word = self._claim(vm)
+        self._claim(vm)
         self._move_in(vm)
+
+    def _word(self) -> dict[str, str]:
+        """That the manager is here, for the source."""
+        word = self._host.links.host("relocate_claimed", timeout=_CLAIM)
+        self._host.plug_card()
         return {name: value.hex() for name, value in word.items()}
 
     def _boot(self) -> None:
@@ -189,13 +197,14 @@ class Landing:
         if host.manager is not None:
             host.kill_manager()
 
-    def _claim(self, vm: Vm) -> dict[str, bytes]:
+    def _claim(self, vm: Vm) -> None:
         """Have the manager be the manager here; it may still wait for the TPM."""
         links = Links(self._directory)
         deadline = time.monotonic() + _CLAIM
         while True:
             try:
-                return dict(links.host("relocate_claim", timeout=_CLAIM))
+                links.host("relocate_claim", timeout=_CLAIM)
+                return
             except (UnreachableError, HardwareTpmError):
                 vm.check()
                 if time.monotonic() > deadline:

@@ -40,8 +40,8 @@ class Wire(ABC):
         vm.unplug(self.id)
 
     @abstractmethod
-    def follow(self, guest: Vm, socket: Path | None) -> None:
-        """The manager's end is in another VM; ``socket``: where that one listens for it, None: it is to be plugged."""
+    def follow(self, guest: Vm, socket: Path) -> None:
+        """The manager's end is in another VM, which listens for it at ``socket``."""
 
     @abstractmethod
     def close(self) -> None:
@@ -64,7 +64,7 @@ class IvshmemWire(Wire):
         vm.plug_ivshmem(self.id, self._server.path)
         return f"ivshmem:{vm.pci_address(self.id)}"
 
-    def follow(self, guest: Vm, socket: Path | None) -> None:
+    def follow(self, guest: Vm, socket: Path) -> None:
         pass  # the pair's server stays where both ends find it
 
     def close(self) -> None:
@@ -89,11 +89,10 @@ class PortWire(Wire):
         vm.plug_port(self.id, self._port, self._socket, server=True)
         return f"virtio-serial:{self._port}"
 
-    def follow(self, guest: Vm, socket: Path | None) -> None:
+    def follow(self, guest: Vm, socket: Path) -> None:
         self._socket.unlink(missing_ok=True)
-        if socket is not None:
-            self._socket = socket
-            guest.change_port(self.id, socket)
+        self._socket = socket
+        guest.change_port(self.id, socket)
 
     def close(self) -> None:
         self._socket.unlink(missing_ok=True)

@@ -129,7 +129,7 @@ class Traveller:
         self._serving.stop(park=park)
         try:
             left = replace(departure, state=Leaving.LEFT)
-            self._local.manifest.commit(lambda c: rules.left(c, left, place), moves=True)
+            self._local.manifest.commit(lambda c: rules.left(c, left, place, unwired=park), moves=True)
         except BaseException:
             self._serving.go_on()
             raise
@@ -168,7 +168,7 @@ class Traveller:
 
     # -- at the destination -----------------------------------------------------------------------------------
 
-    def claim(self) -> Said:
+    def claim(self) -> None:
         """Woken up in memory: be the manager here, if nobody else is. TakenError, and the end, for a second copy."""
         departure = self.departure
         if departure is None or departure.state is not Leaving.LEFT:
@@ -183,16 +183,15 @@ class Traveller:
             self._local.manifest.claim(Unwritten(tpm, auths), NvAnchor(tpm, auths), lambda c: places.arrived(c, place))
         except TrustError as error:
             self._wipe(str(error))
-        rules.settle_in(self._state, self._own, place.own)
         self._serving.go_on(place.log)
         log.warning("claimed: this manager is at platform %s now", departure.peer)
-        return self.claimed()
 
     def claimed(self) -> Said:
         """That this manager is here, as its source must hear: also again, as long as it does not move further."""
         contents = self._local.manifest.contents
         if not contents.came:
             raise StateError("this manager has not come from another platform")
+        rules.settle_in(self._state, self._own, contents.owner)
         qualifying = trust.qualifying(Word.CLAIMED, bytes.fromhex(contents.came))
         signed = attest.certify_nv(self._own.tpm, self._own.auths, qualifying)
         return Said(signed.attested, signed.signature)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from manager_vm.errors import EvidenceError, HardwareTpmError, MigrationError, S
 from manager_vm.keys import keyslot
 from manager_vm.keys import place as places
 from manager_vm.keys.hwtpm import nv
-from manager_vm.keys.keyslot import Slot
+from manager_vm.keys.keyslot import Keyslot, Slot
 from manager_vm.keys.place import Footing
 from manager_vm.protocol.relocation import Leaving
 from manager_vm.store import atomic
@@ -87,22 +86,27 @@ def demand_fits(contents: Contents, own: Footing, slot: Slot, place: Place, peer
         raise MigrationError("the place is not at the platform that was attested", Cause.TAMPERED.word)
 
 
-def left(contents: Contents, departure: Departure, place: Place) -> Contents:
-    """Owned by the destination. No channel is any vTPM's: they are wired again wherever the manager goes on."""
-    vtpms = {uuid: replace(record, channel="") for uuid, record in at_rest(contents).vtpms.items()}
+def left(contents: Contents, departure: Departure, place: Place, *, unwired: bool) -> Contents:
+    """Owned by the destination. ``unwired``: no channel is any vTPM's, wherever the manager goes on."""
+    vtpms = at_rest(contents).vtpms
+    if unwired:
+        vtpms = {uuid: replace(record, channel="") for uuid, record in vtpms.items()}
     return replace(contents, vtpms=vtpms, owner=place.srk, departure=departure)
 
 
-def settle_in(state: Path, own: Footing, before: int) -> None:
-    """Behind the claim: the keyslot of this platform is ours, the receiver's anchor at index ``before`` is nobody's."""
-    with atomic.store_errors("take the keyslot of this platform"), suppress(FileNotFoundError):
+def settle_in(state: Path, own: Footing, srk: bytes) -> None:
+    """Behind the claim: the keyslot of this platform is ours, the receiver's anchor is nobody's. Can be repeated."""
+    coming = Keyslot(state / keyslot.NEXT, own.tpm)
+    if not coming.exists() or coming.read().srk != srk:
+        return
+    try:
+        nv.remove(own.tpm, own.auths, policy.other_anchor(own.auths.index))
+    except HardwareTpmError as error:
+        log.warning("the receiver's anchor is still there, and means nothing: %s", error)
+    with atomic.store_errors("take the keyslot of this platform"):
         os.rename(state / keyslot.NEXT, state / keyslot.FILE)
         atomic.sync_directory(state)
     own.slot.is_at(state / keyslot.FILE)
-    try:
-        nv.remove(own.tpm, own.auths, before)
-    except HardwareTpmError as error:
-        log.warning("the receiver's anchor is still there, and means nothing: %s", error)
 
 
 def told(contents: Contents, *, settled: bool = False) -> dict[str, Any]:

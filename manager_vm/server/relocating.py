@@ -83,11 +83,12 @@ class Relocating:
         return self.status({})
 
     def claim(self, args: Result) -> Result:
-        """Woken up in memory: be the manager here."""
-        return _word(self._traveller.claim())
+        """Woken up in memory: be the manager here. Nothing that can wait: guests do."""
+        self._traveller.claim()
+        return self.status({})
 
     def claimed(self, args: Result) -> Result:
-        """The word for the source, again."""
+        """The word for the source, also again."""
         return _word(self._traveller.claimed())
 
     def settle(self, args: Result) -> Result:
@@ -161,9 +162,9 @@ class Serving:
     _held: ExitStack = field(default_factory=ExitStack)
 
     def stop(self, *, park: bool) -> None:
-        """Channels first, so that no command is cut short; then all vTPMs."""
-        self.wiring.close()
+        """Channels stay open and say so where processes stay: they go on at the destination as they are."""
         if park:
+            self.wiring.close()
             self.registry.shut_down()
         self._held.enter_context(hold.all_of(self.registry, _PATIENCE))
 

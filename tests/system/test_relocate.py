@@ -39,7 +39,7 @@ def landing(rack: vms.Rack) -> Iterator[Landing]:
 
 def departure(rack: vms.Rack, there: Landing, method: Method) -> Departure:
     receiver = rack.b.host.links.admin("status")["migration"]
-    return Departure(rack.a.host, method, receiver, there.address, order(rack), progress=print, follow=there.receive)
+    return Departure(rack.a.host, method, receiver, there.address, order(rack), progress=print, follow=there)
 
 
 @pytest.mark.timeout(900)
