@@ -225,9 +225,10 @@ def _apply(batch: list[_Commit], old: Contents) -> Contents:
     new = old
     for commit in batch:
         try:
-            if not commit.moves:
+            changed = commit.change(new)
+            if changed is not new and not commit.moves:
                 _demand_stays(new)
-            new = commit.change(new)
+            new = changed
         except VtpmManagerError as error:
             commit.error = error
     return old if new is old else replace(new, serial=old.serial + 1)
@@ -241,7 +242,7 @@ def _demand_stays(contents: Contents) -> None:
         return
     if leaving is not None:
         raise StateError(f"this manager has left for platform {leaving.peer}: nothing is changed here any more")
-    raise StateError("this manager keeps its place for another one that comes; 'relocate --release' gives that up")
+    raise StateError("this manager keeps its place for another one that comes; 'relocate --abort' gives that up")
 
 
 def _find(directory: Path, digest: bytes) -> Path:
