@@ -161,7 +161,7 @@ class Host:
             self.guests[guest.name] = guest
             if not guest.channel:
                 self._wiring.plug(guest, self.running_manager())
-            self._wiring.attach(guest)
+            self._await_wired()
 
     def _check(self) -> None:
         """HostError if the manager VM or its TPM has ended."""

@@ -50,7 +50,8 @@ class GuestChannel:
         self._automaton = vtpm.channel
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._waking = threading.Lock()
-        self._closing = False
+        self._closing = self._holding = False
+        self._held = threading.Event()
         self._broken = False
         self._room_by = 0.0  # until then a front end may make room for answers
         self._unread = False  # bytes may have come unnoticed
@@ -76,6 +77,21 @@ class GuestChannel:
             if self._wake >= 0:
                 os.close(self._wake)
             self._wake = -1
+
+    def hold(self) -> None:
+        """Answer what has come, have the front end greet again, and read nothing more until ``release``.
+
+        So a front end that waits has written nothing, and can say so to its client (the manager's VM is to stop).
+        """
+        self._held.clear()
+        self._holding = True
+        self._signal()
+        self._held.wait(_PATIENCE)
+
+    def release(self) -> None:
+        """Go on: the front end's greeting waits already."""
+        self._holding = False
+        self._signal()
 
     def _signal(self) -> None:
         with self._waking:
@@ -110,10 +126,24 @@ class GuestChannel:
                         self._broken = True
                         break
                     self._read()
+                    if self._holding and not self._execution.running:
+                        self._pause()
         finally:
             self._broken = self._broken or not self._closing
             self._vtpm.live = False
             self._finish_orphan()
+
+    def _pause(self) -> None:
+        """Held: until ``release`` or the end."""
+        self._automaton.new_peer()
+        self._send(channel.Error("the manager moves: greet again"), patience=0.0)
+        self._held.set()
+        poller = select.poll()
+        poller.register(self._wake, select.POLLIN)
+        while self._holding and not self._closing:
+            if poller.poll(_TICK * 1000):
+                os.eventfd_read(self._wake)
+        self._unread = True
 
     def _wait(self) -> bool:
         """Until something happens; whether the end point is to be looked at."""

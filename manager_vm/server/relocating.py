@@ -162,16 +162,18 @@ class Serving:
     _held: ExitStack = field(default_factory=ExitStack)
 
     def stop(self, *, park: bool) -> None:
-        """Channels stay open and say so where processes stay: they go on at the destination as they are."""
+        """Channels stay open where processes stay: both go on at the destination as they are."""
         if park:
             self.wiring.close()
             self.registry.shut_down()
         self._held.enter_context(hold.all_of(self.registry, _PATIENCE))
+        self.wiring.hold()
 
     def go_on(self, log: bytes | None = None) -> None:
         """All vTPMs; channels are for the host side to say."""
         self._held.close()
         self.registry.resume()
+        self.wiring.release()
         if log is not None:
             self.log_is(log)
         self.restarted()

@@ -92,6 +92,18 @@ class Wiring:
         with self._lock:
             return self._is_served(name)
 
+    def hold(self) -> None:
+        """No channel reads anything until ``release``."""
+        with self._lock:
+            for channel in self._channels.values():
+                channel.hold()
+
+    def release(self) -> None:
+        """All go on."""
+        with self._lock:
+            for channel in self._channels.values():
+                channel.release()
+
     def hasten(self, grace: float) -> None:
         """Before ``close``: one guest's long command must not cost all others their orderly park."""
         with self._lock:

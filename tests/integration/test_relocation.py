@@ -5,7 +5,9 @@ The receiver stops before the manager that came is started: a hardware TPM has o
 
 from __future__ import annotations
 
+import hashlib
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
@@ -210,6 +212,34 @@ def test_a_manager_that_has_left_is_taken_back_and_its_clients_go_on(platforms: 
     platforms.b.ctl("destroy", "w", "--yes")
     leave(platforms)  # another time
     assert host(a, "relocate_hand_over")["state"] == "settled"
+
+
+def test_clients_that_never_rest_see_no_error_while_a_manager_leaves_and_is_taken_back(platforms: Platforms) -> None:
+    a = platforms.a
+    ended, counted, errors = threading.Event(), [0], list[str]()
+    with closing(a.link("v")) as link:
+
+        def work() -> None:
+            while not ended.is_set():
+                code = raw.rc(link.execute(raw.pcr_extend(16)))
+                counted[0] += 1
+                if code:
+                    errors.append(hex(code))
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        for _ in range(3):
+            platforms.agree()
+            host(a, "relocate_freeze")
+            count = counted[0]
+            host(a, "relocate_abort")
+            until(lambda before=count: counted[0] > before + 5, 10, "it goes on")  # type: ignore[misc]
+        ended.set()
+        thread.join()
+    expected = bytes(32)
+    for _ in range(counted[0]):
+        expected = hashlib.sha256(expected + b"\x11" * 32).digest()
+    assert (errors, a.guest("v").pcr(16)) == ([], expected.hex())
 
 
 def test_a_manager_that_has_left_waits_through_its_restart_and_is_taken_back(platforms: Platforms) -> None:
