@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from image.host import demo
+from image.host.desk import Desk
 from image.host.host import Host
 from image.host.hwtpm import Kind, usable
 from image.host.pair import PairServer
@@ -49,6 +50,7 @@ def _run(args: argparse.Namespace) -> None:
     with ExitStack() as stack:
         directory = args.dir or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vtpm-run-")))
         host = stack.enter_context(Host(directory, args.images, firmware=True, kind=Kind(args.hwtpm)))
+        stack.enter_context(Desk(host))
         demo.run(host, Carrier(args.carrier), narrator)
         narrator.say("done")
         if args.keep:

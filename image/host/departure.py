@@ -15,11 +15,12 @@ from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from image.host import sparse
 from image.host.control import Asking
 from image.host.guest import Guest
+from image.host.host import Host
 from image.host.hwtpm import Arriving
 from image.host.streams import Streams
 from image.host.transfer import Outgoing
@@ -28,9 +29,6 @@ from image.host.wires import Carrier
 from manager_vm.crypto import Key
 from manager_vm.errors import ConfigError, HostError, VtpmManagerError
 from manager_vm.protocol.tunnel import Suite
-
-if TYPE_CHECKING:
-    from image.host.host import Host
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +137,7 @@ class Departure:
         self._control.ask("begin", method=str(self._method), disk=disk, ports=ports)
         {Method.STOP: self._stop, Method.SUSPEND: self._suspend, Method.PRECOPY: self._precopy}[self._method]()
         self._phase("finish")
-        self._control.ask("finish", method=str(self._method), ports=ports)
+        self._control.ask("finish", method=str(self._method))
         self._gone = True
         self.report.downtime = time.monotonic() - self._left
         self._phase("follow")
@@ -168,6 +166,7 @@ class Departure:
         self._phase("memory")
         file = self._host.directory / "memory.sealed"
         self._save(file)
+        self._switch_over()
         self._phase("send")
         with open(file, "rb") as source:
             self._streams.send("ram", lambda fd: sparse.copy(source.fileno(), fd))

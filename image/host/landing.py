@@ -15,11 +15,12 @@ import time
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from image.host import sparse, unix
 from image.host.control import Asked
 from image.host.guest import Guest
+from image.host.host import Host
 from image.host.hwtpm import Arriving
 from image.host.links import Links
 from image.host.transfer import Incoming
@@ -28,9 +29,6 @@ from image.host.vm import Vm
 from manager_vm.crypto import Key
 from manager_vm.errors import HardwareTpmError, HostError, UnreachableError, VtpmManagerError
 from manager_vm.protocol.tunnel import Suite
-
-if TYPE_CHECKING:
-    from image.host.host import Host
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +51,7 @@ class Landing:
         self._exit: Exit | None = None
         self._key: Key | None = None
         self._vm: Vm | None = None
-        self._incoming: Incoming | None = None
+        self._incoming: Incoming
         self._landed: threading.Thread | None = None
         self._failure = ""
         self.ready = threading.Event()
@@ -125,15 +123,18 @@ class Landing:
         """Room for the disk, and who takes the streams. ``ports``: (id, name) of the guests' ports that come along."""
         with open(self._disk, "wb") as file:
             os.truncate(file.fileno(), disk)
-        if method == "precopy":
+        if method != "stop":
             self._prepare_vm(ports)
+        if method == "precopy":
+            self._incoming.export_disk(self._path("disk"))
+            self._incoming.listen(self._path("ram"))
             return
         self._take("disk", lambda fd: sparse.receive(fd, self._disk))
         if method == "suspend":
             self._take("ram", self._store)
 
-    def _prepare_vm(self, ports: list[list[str]], memory: int | None = None) -> None:
-        """QEMU that takes memory and blocks from the sockets of the tunnel; its TPM is this host's."""
+    def _prepare_vm(self, ports: list[list[str]]) -> None:
+        """QEMU that waits for the memory of the manager; its TPM is this host's."""
         host = self._host
         host.hwtpm.arriving = Arriving.KEEP
         links = Links(self._directory)
@@ -143,11 +144,6 @@ class Landing:
         for id_, name in ports:
             vm.plug_port(id_, name, self._port(id_), server=True)
         self._incoming = Incoming(vm)
-        if memory is None:
-            self._incoming.export_disk(self._path("disk"))
-            self._incoming.listen(self._path("ram"))
-        else:
-            self._incoming.read(memory)
 
     def _port(self, id_: str) -> Path:
         return self._directory / f"{id_}.port"
@@ -157,7 +153,7 @@ class Landing:
         with open(self._directory / "memory", "wb") as file:
             sparse.copy(fd, file.fileno())
 
-    def _finish(self, method: str, ports: list[list[str]]) -> None:
+    def _finish(self, method: str) -> None:
         """Everything has come: be the host of this manager."""
         if self._landed is not None:
             self._landed.join()
@@ -167,12 +163,11 @@ class Landing:
             self._boot()
             return
         if method == "suspend":
-            self._restore(ports)
-        vm, incoming = self._vm, self._incoming
-        if vm is None or incoming is None:
+            self._restore()
+        if (vm := self._vm) is None:
             raise HostError("no VM of a manager has come")
-        incoming.await_arrived()
-        incoming.close_export()
+        self._incoming.await_arrived()
+        self._incoming.close_export()
         self._end_receiver()  # the hardware TPM has one user
         vm.go()
         self._claim(vm)
@@ -223,7 +218,7 @@ class Landing:
         host.take_over(vm)
         self.arrived.set()
 
-    def _restore(self, ports: list[list[str]]) -> None:
+    def _restore(self) -> None:
         """Memory from the file, decrypted on its way into QEMU."""
         assert self._key is not None
         key = self._key
@@ -242,7 +237,7 @@ class Landing:
         thread = threading.Thread(target=decrypt, name="decrypt", daemon=True)
         thread.start()
         try:
-            self._prepare_vm(ports, readable)
+            self._incoming.read(readable)
         finally:
             os.close(readable)
         thread.join()

@@ -161,6 +161,16 @@ platforms for the group default, the tenant's own for a tenant's.
 example: vtpmctl authority order authority --vtpm 0d2c... --generation 1 --from rack1 --to rack2 --out order.json
 """,
         ),
+        "relocate": (
+            "order the move of a whole manager from one platform to another",
+            """\
+--manager and --relocations are what 'status' of the manager says, --from and --to the
+names of both platforms ('platform show'). The order is good once: the manager counts how
+often it has moved.
+
+example: vtpmctl authority relocate authority --manager 8c1f... --relocations 0 --from rack1 --to rack2 --out order.json
+""",
+        ),
         "show": (
             "what a signed file says, and whether the signature is good",
             """\

@@ -19,6 +19,7 @@ from manager_vm.ctl import (
     operators,
     platforms,
     recovery,
+    relocation,
     wiring,
 )
 
@@ -111,6 +112,7 @@ def _add_arguments(verbs: dict[str, argparse.ArgumentParser]) -> None:
     platforms.add_arguments(verbs["platform"])
     recovery.add_arguments(verbs)
     migration.add_arguments(verbs)
+    relocation.add_arguments(verbs["relocate"])
     wiring.add_arguments(verbs)
     audit.add_arguments(verbs["audit"])
     evidence.add_arguments(verbs)

@@ -57,6 +57,7 @@ VERBS = {
     "migrations": "[signed] moves: how far they are, how they ended, receipts",
     "receipt": "[signed] what proves a move to others: order, both platforms' evidence, both sides' signed words",
     "verify-receipt": "[offline] verify a receipt of 'receipt'",
+    "relocate": "[host link] move the whole manager to another host, with its VM; take one; come back",
     "abort": "[signed] give up a move that has not come to its point of no return",
     "declare-dead": "[signed] take a vTPM back from a destination that will never answer",
     "authority": "[offline] sign what managers must know: which images may unseal, who operates, which platforms",

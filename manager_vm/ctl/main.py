@@ -25,6 +25,7 @@ from manager_vm.ctl import (
     output,
     platforms,
     recovery,
+    relocation,
     wiring,
 )
 from manager_vm.ctl.client import Client, operator_key, sockets
@@ -220,6 +221,7 @@ _HANDLERS: dict[str, Callable[[Args], int | None]] = {
     "migrate": lambda args: migration.migrate(args, _call),
     "evacuate": lambda args: migration.evacuate(args, _call),
     "migrations": lambda args: migration.migrations(args, _call),
+    "relocate": lambda args: relocation.relocate(args, _call),
     "receipt": lambda args: evidence.receipt(args, _call),
     "verify-receipt": evidence.verify_receipt,
     "abort": _simple("abort", "name"),

@@ -11,6 +11,7 @@ from typing import Any
 
 from manager_vm.ctl import actions, credentials, migration, platforms
 from manager_vm.ctl import recovery as recovering
+from manager_vm.ctl import relocation as relocating
 from manager_vm.errors import ConfigError, EvidenceError
 from manager_vm.trust import (
     approval,
@@ -23,6 +24,7 @@ from manager_vm.trust import (
     platform,
     policy,
     recovery,
+    relocation,
 )
 from manager_vm.trust.authority import AuthorityDirectory, read_statement
 from manager_vm.trust.group import Hierarchy
@@ -247,6 +249,12 @@ def _of_move(data: bytes, authority: VerifyKey) -> dict[str, Any]:
     return {**way, "group": found.group, "issued": found.issued, "order": found.id}
 
 
+def _of_relocation(data: bytes, authority: VerifyKey) -> dict[str, Any]:
+    found = relocation.verify(data, authority)
+    way = {"relocate": found.manager, "moved": found.relocations, "from": found.source, "to": found.destination}
+    return {**way, "issued": found.issued}
+
+
 _MEANINGS: dict[str, Callable[[bytes, VerifyKey], dict[str, Any]]] = {
     approval.APPROVAL: _of_approval,
     approval.REVOCATION: _of_revocation,
@@ -258,6 +266,7 @@ _MEANINGS: dict[str, Callable[[bytes, VerifyKey], dict[str, Any]]] = {
     recovery.RECIPIENT: _of_recipient,
     recovery.ORDER: _of_order,
     order.ORDER: _of_move,
+    relocation.ORDER: _of_relocation,
 }
 
 ACTIONS: dict[tuple[str, str], Callable[[Args], Result]] = {
@@ -268,6 +277,7 @@ ACTIONS: dict[tuple[str, str], Callable[[Args], Result]] = {
     ("authority", "remove"): _remove,
     ("authority", "recover"): recovering.order,
     ("authority", "order"): migration.give,
+    ("authority", "relocate"): relocating.give,
     ("authority", "show"): _show,
     ("key", "new"): _new_key,
     ("credential", "show"): credentials.show,

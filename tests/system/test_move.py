@@ -53,13 +53,14 @@ def use_both_channels(agent: Agent) -> None:
 class Client:
     """tests/system/worker.py in the guest."""
 
-    def __init__(self, agent: Agent) -> None:
+    def __init__(self, agent: Agent, *, patient: bool = False) -> None:
         self._agent = agent
         agent.check("mkdir -p /root/tests")
         agent.write("/root/tests/hmac_session.py", SESSION.read_bytes())
         agent.write("/root/worker.py", WORKER.read_bytes())
         agent.check("rm -f /tmp/stop /tmp/end /tmp/log; touch /tmp/log")
-        agent.check("python3 /root/worker.py </dev/null >/tmp/worker.err 2>&1 &")
+        mode = "patient" if patient else ""
+        agent.check(f"python3 /root/worker.py {mode} </dev/null >/tmp/worker.err 2>&1 &")
 
     def go_on(self) -> int:
         """Wait for some more rounds; how many there are."""

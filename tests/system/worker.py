@@ -9,6 +9,7 @@ when there is a file /tmp/stop; then /tmp/end says "ok ROUNDS", or what was wron
 import hashlib
 import os
 import struct
+import sys
 import time
 
 from manager_vm.wire import tpm
@@ -21,23 +22,32 @@ _STORAGE = bytes.fromhex("0023000b00030472000000060080004300100003001000000000")
 
 
 class Tpm:
-    """The device. Every answer but success, and every error of the kernel, ends the program."""
+    """The device. Every answer but success, and every error of the kernel, ends the program.
 
-    def __init__(self) -> None:
+    ``patient``: TPM_RC_RETRY is asked again, as every TSS does, where an outage is longer than the kernel's patience.
+    """
+
+    def __init__(self, *, patient: bool = False) -> None:
         self._device = os.open("/dev/tpm0", os.O_RDWR)
+        self._patient = patient
 
     def execute(self, command: bytes) -> bytes:
         """The response, which is a success."""
-        os.write(self._device, command)
-        response = os.read(self._device, 4096)
-        code = tpm.response_code(response)
+        code: int = tpm.RC.TPM_RC_RETRY
+        response = b""
+        while code == tpm.RC.TPM_RC_RETRY:
+            os.write(self._device, command)
+            response = os.read(self._device, 4096)
+            code = tpm.response_code(response)
+            if not self._patient:
+                break
         if code:
             raise SystemExit(f"TPM_RC {code:#x} to command {tpm.command_code(command):#x}")
         return response
 
 
 def main() -> str:
-    device = Tpm()
+    device = Tpm(patient="patient" in sys.argv)
     device.execute(tpm.nv_define_space(COUNTER, _COUNTER_ATTRIBUTES, 8, authority=tpm.TPM_RH_OWNER))
     loaded = int.from_bytes(device.execute(tpm.create_primary(tpm.TPM_RH_OWNER, _STORAGE))[10:14], "big")
     device.execute(tpm.evict_control(loaded, PERSISTENT))
