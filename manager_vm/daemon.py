@@ -26,7 +26,7 @@ from manager_vm.server.reception import Provisioning, Reception, Recovering
 from manager_vm.server.relocate_in import Receiver
 from manager_vm.server.relocate_out import Traveller
 from manager_vm.server.relocating import Departed, Idle, Relocating, Serving
-from manager_vm.server.verbs import HOST, Verbs
+from manager_vm.server.verbs import HOST, Verbs, set_up_card
 from manager_vm.server.watch import Watch
 from manager_vm.server.wiring import Wiring
 from manager_vm.vtpm.registry import Registry
@@ -115,9 +115,15 @@ def _returned(ground: boot.Ground, store: boot.Store, stop: int) -> bool:
     config, contents = ground.config, store.manifest.contents
     idle = Idle(threading.Event())
     reception = Departed(contents, ground.warnings, idle.done)
+    cards = Cards()
+
+    def others(request: Request) -> object:
+        """The other platform must be reached."""
+        return set_up_card(cards, request.args) if request.verb == "network" else reception.perform(request)
+
     log.error("%s", reception.why)
     relocating = Relocating(store.manifest, Traveller(store.local, store.own, config.state_dir, idle), None)
-    host = open_link(config.host_link, _guarded(relocating.host_link(reception.perform)))
+    host = open_link(config.host_link, _guarded(relocating.host_link(others)))
     try:
         return _received(config, reception, stop)
     finally:

@@ -80,6 +80,11 @@ class Landing:
             guest.channel = ""  # it is plugged
         self._host.take_guest(guest)
 
+    def lose_vm(self) -> None:
+        """The VM that comes loses its power."""
+        if self._vm is not None:
+            self._vm.kill()
+
     def close(self) -> None:
         """Idempotent. A manager that has arrived stays."""
         self._closing.set()

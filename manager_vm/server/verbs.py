@@ -183,11 +183,7 @@ class Verbs:
         """A network card of the VM has exactly these addresses, and this gateway."""
         if self._config.own_host:
             raise ConfigError("this manager is a process of its host and has that host's network")
-        mac, addresses = _get(args, "mac", str, ""), _get(args, "addresses", list, [])
-        if not all(isinstance(each, str) for each in addresses):
-            raise ConfigError("addresses are texts, as in 10.0.0.7/24")
-        self._cards.set_up(net.parse(mac, addresses, _get(args, "gateway", str, "")))
-        return {"addresses": self._cards.addresses, "migration": self._migration()}
+        return {**set_up_card(self._cards, args), "migration": self._migration()}
 
     def _brief(self, record: VtpmRecord) -> dict[str, Any]:
         vtpm = self._registry.get(record.name)
@@ -216,6 +212,15 @@ class Verbs:
             "recovered": [recovery.marked(each) for each in record.recovered],
             "ek_names": {kind: name.hex() for kind, name in record.ek_names.items()},
         }
+
+
+def set_up_card(cards: Cards, args: dict[str, Any]) -> dict[str, Any]:
+    """What ``network`` does to the card that it names: the addresses of all cards."""
+    mac, addresses = _get(args, "mac", str, ""), _get(args, "addresses", list, [])
+    if not all(isinstance(each, str) for each in addresses):
+        raise ConfigError("addresses are texts, as in 10.0.0.7/24")
+    cards.set_up(net.parse(mac, addresses, _get(args, "gateway", str, "")))
+    return {"addresses": cards.addresses}
 
 
 def _name(args: dict[str, Any]) -> str:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 
 import pytest
 
 from image.host.departure import Departure, Method
+from image.host.guest import Guest
 from image.host.landing import Landing
 from image.host.wires import Carrier
+from manager_vm.ctl import main as vtpmctl
+from manager_vm.errors import HostError
 from manager_vm.trust import relocation
 from manager_vm.trust.signing import SigningKey
 from tests.integration.harness import until
@@ -38,9 +42,10 @@ def landing(rack: vms.Rack) -> Iterator[Landing]:
         found.close()
 
 
-def departure(rack: vms.Rack, there: Landing, method: Method) -> Departure:
+def departure(rack: vms.Rack, there: Landing, method: Method, to: tuple[str, int] | None = None) -> Departure:
     receiver = rack.b.host.links.admin("status")["migration"]
-    return Departure(rack.a.host, method, receiver, there.address, order(rack), progress=print, follow=there)
+    to = to or there.address
+    return Departure(rack.a.host, method, receiver, to, order(rack), progress=print, follow=there)
 
 
 def used(lab: vms.Lab) -> dict[str, object]:
@@ -50,7 +55,7 @@ def used(lab: vms.Lab) -> dict[str, object]:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("method", [Method.PRECOPY, Method.SUSPEND])
+@pytest.mark.parametrize("method", [Method.PRECOPY, pytest.param(Method.SUSPEND, marks=pytest.mark.full)])
 def test_a_manager_moves_with_its_memory_and_the_client_of_a_vtpm_goes_on(rack: vms.Rack, method: Method) -> None:
     a, b = rack.a, rack.b
     guest = a.guest("v", Carrier.VIRTIO_SERIAL)
@@ -69,6 +74,7 @@ def test_a_manager_moves_with_its_memory_and_the_client_of_a_vtpm_goes_on(rack: 
     print(json.dumps({**report.told(), "longest_seconds": round(client.longest(), 2)}))
 
 
+@pytest.mark.full
 @pytest.mark.timeout(900)
 def test_a_manager_moves_with_its_disk_and_boots_there_with_pcrs_and_sessions(rack: vms.Rack) -> None:
     a, b = rack.a, rack.b
@@ -82,3 +88,102 @@ def test_a_manager_moves_with_its_disk_and_boots_there_with_pcrs_and_sessions(ra
     until(lambda: agent.run("tpm2_pcrread sha256:16").out == value, 60, "the guest has its TPM again")
     agent.check("cd /root && tpm2_policypcr -S s.ctx -l sha256:16 && tpm2_flushcontext s.ctx")
     assert used(b) == before
+
+
+class Meddler:
+    """Between the hosts: passes all on, and from the moment on that it is told to, changes a byte or cuts."""
+
+    def __init__(self, target: tuple[str, int]) -> None:
+        self._target = target
+        self.hit: str = ""
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address: tuple[str, int] = self._listener.getsockname()[:2]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                try:
+                    far = socket.create_connection(self._target)
+                except OSError:
+                    near.close()
+                    continue
+                for one, other in ((near, far), (far, near)):
+                    threading.Thread(target=self._pump, args=(one, other), daemon=True).start()
+
+    def _pump(self, one: socket.socket, other: socket.socket) -> None:
+        with suppress(OSError):
+            while data := one.recv(1 << 16):
+                if self.hit and len(data) > 10_000:  # of a stream that is under way
+                    if self.hit == "cut":
+                        break
+                    data = data[:-1] + bytes([data[-1] ^ 1])
+                other.sendall(data)
+        for each in (one, other):
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+
+
+def serves(lab: vms.Lab, value: str, guest: Guest) -> None:
+    """The guest has its vTPM, as it was."""
+    until(lambda: guest.vm.agent.run("tpm2_pcrread sha256:16").out == value, 60, "the guest has its TPM")
+    assert lab.vtpm("v")["state"] == "running"
+
+
+@pytest.mark.full
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("hit", ["cut", "changed"])
+def test_a_tunnel_that_is_cut_or_changed_leaves_the_manager_where_it_is(rack: vms.Rack, hit: str) -> None:
+    a, b = rack.a, rack.b
+    guest = a.guest("v", Carrier.VIRTIO_SERIAL)
+    guest.vm.agent.check("tpm2_pcrextend 16:sha256=" + "11" * 32)
+    value = guest.vm.agent.check("tpm2_pcrread sha256:16")
+    with landing(rack) as there, closing(Meddler(there.address)) as between:
+        move = departure(rack, there, Method.PRECOPY, between.address)
+        move.interrupt = lambda phase: setattr(between, "hit", hit if phase == "memory" else between.hit)
+        with pytest.raises(HostError):
+            move.run()
+    serves(a, value, guest)
+    assert b.host.links.host("relocation")["state"] == ""
+    with landing(rack) as there:
+        departure(rack, there, Method.PRECOPY).run()
+    serves(b, value, guest)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(900)
+def test_a_destination_vm_that_dies_behind_the_point_of_no_return_gives_the_manager_back(rack: vms.Rack) -> None:
+    a, b = rack.a, rack.b
+    guest = a.guest("v", Carrier.VIRTIO_SERIAL)
+    value = guest.vm.agent.check("tpm2_pcrread sha256:16")
+    with landing(rack) as there:
+        move = departure(rack, there, Method.PRECOPY)
+        move.interrupt = lambda phase: there.lose_vm() if phase == "left" else None
+        with pytest.raises(HostError):
+            move.run()
+        serves(a, value, guest)
+    assert b.host.links.host("relocation")["state"] == ""
+
+
+@pytest.mark.full
+@pytest.mark.timeout(900)
+def test_a_source_vm_that_dies_behind_the_point_of_no_return_is_started_again_and_comes_back(rack: vms.Rack) -> None:
+    a = rack.a
+    a.host.links.admin("create", name="v")
+    a.host.links.admin("start", name="v", power_on=True)
+    with landing(rack) as there:
+        move = departure(rack, there, Method.PRECOPY)
+        move.interrupt = lambda phase: a.host.kill_manager() if phase == "left" else None
+        with pytest.raises(HostError):
+            move.run()
+    a.host.start_manager()
+    assert a.host.links.host("relocation")["state"] == "left"
+    assert vtpmctl.main(["-m", str(a.host.directory), "relocate", "--abort"]) == 0
+    until(lambda: a.vtpm("v")["state"] in ("failed", "running"), 60, "it serves again")
+    assert rack.b.host.links.host("relocation")["state"] == ""
