@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import struct
 from dataclasses import replace
-from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
-from hypothesis import given
 
 from manager_vm.crypto import Key
 from manager_vm.errors import ConfigError, EvidenceError, IntegrityError
@@ -69,9 +67,22 @@ def test_an_order_that_the_authority_did_not_sign_is_refused() -> None:
             relocation.verify(forged, AUTHORITY.public)
 
 
-@given(statements.damaged(statements.body_of(relocation.ORDER, ORDER)))
-def test_an_order_with_a_damaged_field_is_refused(body: dict[str, Any]) -> None:
-    with pytest.raises(EvidenceError):
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("manager", "ab"),
+        ("relocations", -1),
+        ("relocations", True),
+        ("relocations", "3"),
+        ("source", "rack2"),
+        ("destination", "a b"),
+        ("id", "00"),
+        ("issued", 5),
+    ],
+)
+def test_an_order_with_a_damaged_field_is_refused(field: str, value: object) -> None:
+    body = {**statements.body_of(relocation.ORDER, ORDER), field: value}
+    with pytest.raises(EvidenceError, match="another version"):
         relocation.verify(envelope.sign(relocation.ORDER, body, AUTHORITY), AUTHORITY.public)
 
 
