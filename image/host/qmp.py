@@ -95,6 +95,9 @@ class Qmp:
         await self._client.disconnect()
 
     def _run(self, what: Coroutine[Any, Any, T], timeout: float, command: str = "connect") -> T:
+        if self._loop.is_closed():
+            what.close()
+            raise HostError(f"QEMU of {self._name} has ended; it was asked for {command}")
         future = asyncio.run_coroutine_threadsafe(what, self._loop)
         try:
             return future.result(timeout)

@@ -79,9 +79,10 @@ class Step:
 
 _L, _R = Leaving, Receiving
 
+# from AGREED no new agreement leads on: a receiver that has made a new place knows nothing of the one before, and a
+# source that had left for that one would wait for ever
 SOURCE: Mapping[tuple[Leaving | None, Event], Step] = {
     (None, Event.AGREE): Step(_L.AGREED),
-    (_L.AGREED, Event.AGREE): Step(_L.AGREED),
     (_L.AGREED, Event.GIVE_UP): Step(None),
     (_L.AGREED, Event.RELEASED): Step(None),
     (_L.AGREED, Event.FREEZE): Step(_L.LEFT, Effect.CERTIFY),

@@ -217,7 +217,7 @@ class Traveller:
         state = contents.departure.state if contents.departure else None
         step = relocation.source(state, event)
         if step is None or (contents.expected is not None and event is Event.AGREE):
-            told = f"it is {state}" if state else "no move of it was agreed on"
+            told = f"it is {state}; 'relocate --abort' leads back" if state else "no move of it was agreed on"
             raise StateError(f"this manager cannot {event.name.lower().replace('_', ' ')} now: {told}")
         return step
 

@@ -187,6 +187,14 @@ def test_a_conversation_that_is_cut_or_changed_leaves_the_manager_where_it_is(
 # -- and not there ----------------------------------------------------------------------------------------------------
 
 
+def test_a_manager_that_has_agreed_agrees_again_only_when_it_has_given_that_up(platforms: Platforms) -> None:
+    platforms.agree()
+    with pytest.raises(StateError, match="relocate --abort"):
+        platforms.agree()
+    host(platforms.a, "relocate_abort")
+    platforms.agree()
+
+
 def test_a_move_that_is_given_up_before_the_point_of_no_return_changes_nothing(platforms: Platforms) -> None:
     a, b = platforms.a, platforms.b
     value = a.guest("v").extend(16)
