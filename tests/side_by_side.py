@@ -1,8 +1,9 @@
-"""The whole suite as two processes at once: VMs need most of a core, all other tests half of one.
+"""The whole suite as three processes at once: VMs need most of a core, all other tests half of one.
 
     python -m tests.side_by_side [--report DIRECTORY] [PYTEST OPTION...]
 
-What the VMs' process says is shown when the other has ended. Exit code: that of the first that failed.
+The others are two, for they mostly wait: moves between managers, and the rest. What the VMs' process and that of the
+moves say is shown when the rest has ended. Exit code: that of the first that failed.
 """
 
 from __future__ import annotations
@@ -15,20 +16,26 @@ from typing import IO
 
 ROOT = Path(__file__).parents[1]
 VMS = "tests/system"
+MOVES = tuple(f"tests/integration/test_{each}.py" for each in ("migration", "relocation", "semantics", "tunnel"))
 
 
 def main() -> int:
-    """Run both; whoever interrupts this interrupts both, for they are in one process group."""
-    parser = argparse.ArgumentParser(description="Run the whole suite in two processes.")
+    """Run all; whoever interrupts this interrupts all, for they are in one process group."""
+    parser = argparse.ArgumentParser(description="Run the whole suite in three processes.")
     parser.add_argument("--report", type=Path, metavar="DIRECTORY", help="keep results there, as JUnit XML")
     args, options = parser.parse_known_args()
-    log = ROOT / "build" / "log" / "tests-of-vms.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "wb") as said:
-        vms = _start("vms", args.report, [*options, VMS], said)
-        rest = _start("rest", args.report, [*options, "tests", "--ignore", VMS], None)
-        codes = [each.wait() for each in (rest, vms)]
-    print(log.read_text(errors="replace"), flush=True)
+    logs = ROOT / "build" / "log"
+    logs.mkdir(parents=True, exist_ok=True)
+    quiet = {"vms": [VMS], "moves": list(MOVES)}
+    started = {}
+    for name, words in quiet.items():
+        with open(logs / f"tests-of-{name}.log", "wb") as said:
+            started[name] = _start(name, args.report, [*options, *words], said)
+    ignored = [word for each in (VMS, *MOVES) for word in ("--ignore", each)]
+    started["rest"] = _start("rest", args.report, [*options, "tests", *ignored], None)
+    codes = [started[name].wait() for name in ("rest", "moves", "vms")]
+    for name in quiet:
+        print((logs / f"tests-of-{name}.log").read_text(errors="replace"), flush=True)
     return next((code for code in codes if code), 0)
 
 

@@ -165,7 +165,7 @@ def test_a_receiver_makes_nothing_and_keeps_its_place_through_a_restart(platform
     serves(platforms.at(b, platforms.copy(a, "moved"), "here").start(), value)
 
 
-@pytest.mark.parametrize("number", range(6))
+@pytest.mark.parametrize("number", [0, 3, 4, *(pytest.param(n, marks=pytest.mark.full) for n in (1, 2, 5))])
 def test_a_conversation_that_is_cut_or_changed_leaves_the_manager_where_it_is(
     platforms: Platforms, number: int
 ) -> None:
@@ -363,7 +363,11 @@ def dies(platforms: Platforms, point: str, verb: str, **args: Any) -> None:
     a.program = ordinary
 
 
-@pytest.mark.parametrize("point", crashing.POINTS)
+CORE = (Step.WRITTEN, crashing.BEFORE, crashing.AFTER)
+POINTS = [each if each in CORE else pytest.param(each, marks=pytest.mark.full) for each in crashing.POINTS]
+
+
+@pytest.mark.parametrize("point", POINTS)
 def test_a_source_that_dies_in_the_commit_of_the_point_of_no_return_has_left_or_not(
     platforms: Platforms, point: str
 ) -> None:
