@@ -29,6 +29,7 @@ from image.host.wires import Carrier
 from manager_vm.crypto import Key
 from manager_vm.errors import ConfigError, HostError, VtpmManagerError
 from manager_vm.protocol.tunnel import Suite
+from manager_vm.trust.relocation import NO_POSTCOPY
 
 log = logging.getLogger(__name__)
 
@@ -280,10 +281,7 @@ class Departure:
 def parse(text: str) -> Method:
     """The method; ConfigError with the reason for one that is not done."""
     if text == "postcopy":
-        raise ConfigError(
-            "post-copy is refused: from its start on half of the manager's memory is at either host, and a link that "
-            "breaks then loses the only memory of all vTPMs; use precopy, which can always be given up"
-        )
+        raise ConfigError(NO_POSTCOPY)
     try:
         return Method(text)
     except ValueError:

@@ -49,7 +49,7 @@ class Landing:
         self._tasks = ExitStack()
         self._closing = threading.Event()
         self._exit: Exit | None = None
-        self._key: Key | None = None
+        self.key: Key | None = None  # of the tunnel and of memory files, once the receiver has given it
         self._vm: Vm | None = None
         self._incoming: Incoming
         self._landed: threading.Thread | None = None
@@ -106,7 +106,7 @@ class Landing:
                     return
 
     def _open(self, key: Key) -> None:
-        self._key = key
+        self.key = key
         control = Asked(self._path("control"), self._perform)
         self._tasks.callback(control.close)
         streams = {name: self._path(name) for name in STREAMS}
@@ -225,8 +225,8 @@ class Landing:
 
     def _restore(self) -> None:
         """Memory from the file, decrypted on its way into QEMU."""
-        assert self._key is not None
-        key = self._key
+        assert self.key is not None
+        key = self.key
         source = os.open(self._directory / "memory", os.O_RDONLY | os.O_CLOEXEC)
         readable, writable = os.pipe2(os.O_CLOEXEC)
 

@@ -38,6 +38,8 @@ def relocate(args: Args, call: Call) -> None:
     elif args.receive is not None:
         told = _desk(args, args.manager, "receive", at=args.receive)
         print(output.as_json(told) if args.json else f"a manager may come to {told['at']}")
+    elif args.method == "postcopy":
+        raise ConfigError(relocation.NO_POSTCOPY)
     elif args.to is None or args.method is None:
         raise ConfigError("name where the manager moves and how: --to HOST --method precopy, suspend or stop")
     else:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from image.host import pair
+from image.host import departure, pair
 from manager_vm import errors, packages
 from manager_vm.ctl import actions, command_line, completion, details, doctor, help, main, output, wiring
 from manager_vm.ctl.client import sockets
@@ -822,3 +822,10 @@ def test_a_machine_that_lacks_everything_gets_a_remedy_for_each_line(
     missed = " ".join(found.what for found in bad)
     for word in ("swtpm", "unshare", "setpriv", "prlimit", "qemu", "dpkg", "/dev/vtpmx", "IOMMU", "memory", "manager"):
         assert word in missed
+
+
+def test_post_copy_is_refused_with_its_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["-m", "x", "relocate", "--to", "y", "--method", "postcopy"]) == 3
+    assert "loses the only memory" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="loses the only memory"):
+        departure.parse("postcopy")
