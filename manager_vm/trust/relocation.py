@@ -24,8 +24,8 @@ MAX_SIZE = 1 << 14  # bytes of the statement
 RELEASED = hashlib.sha256(b"vtpm-manager relocation released").digest()  # what stands in a place that was given back
 DIGEST_SIZE = 32
 NO_POSTCOPY = (
-    "post-copy is refused: from its start on half of the manager's memory is at either host, and a link that breaks then "
-    "loses the only memory of all vTPMs; use precopy, which can always be given up"
+    "post-copy is refused: from its start on half of the manager's memory is at either host, and a link that breaks "
+    "then loses the only memory of all vTPMs; use precopy, which can always be given up"
 )
 _MANAGER = re.compile(r"[0-9a-f]{64}")
 _ID = re.compile(r"[0-9a-f]{32}")
