@@ -18,6 +18,7 @@ from manager_vm.server.wiring import Wiring
 from manager_vm.store.manifest import Manifest
 from manager_vm.store.records import Contents
 from manager_vm.trust.relocation import Said
+from manager_vm.trust.signing import VerifyKey
 from manager_vm.vtpm import hold
 from manager_vm.vtpm.registry import Registry
 from manager_vm.wire.admin import Request, SignedRequest
@@ -135,7 +136,9 @@ class Departed(Reception):
     def __init__(self, contents: Contents, warnings: Sequence[str], done: threading.Event) -> None:
         peer = contents.departure.peer if contents.departure else ""
         self.why = f"this manager has left for platform {peer}; it waits for that platform's word"
-        super().__init__(self.why, warnings, {"manager": contents.manager, "relocation": rules.told(contents)})
+        authority = VerifyKey.from_der(contents.authority).id
+        told = {"manager": contents.manager, "authority": authority, "relocation": rules.told(contents)}
+        super().__init__(self.why, warnings, told)
         self.done = done
 
     @property
