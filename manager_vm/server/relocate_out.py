@@ -25,7 +25,7 @@ from manager_vm.errors import (
     TrustError,
     VtpmManagerError,
 )
-from manager_vm.keys import keyslot
+from manager_vm.keys import approvals, keyslot
 from manager_vm.keys import place as places
 from manager_vm.keys.anchor import NvAnchor
 from manager_vm.keys.anchor import Place as Unwritten
@@ -126,8 +126,8 @@ class Traveller:
         """Serve nothing any more, and commit that the destination is the owner: the point of no return."""
         departure = self._departing(Event.FREEZE)
         place = unpack_place(departure.place)
-        self._serving.stop(park=park)
         try:
+            self._serving.stop(park=park)
             left = replace(departure, state=Leaving.LEFT)
             self._local.manifest.commit(lambda c: rules.left(c, left, place, unwired=park), moves=True)
         except BaseException:
@@ -176,7 +176,10 @@ class Traveller:
         place = unpack_place(departure.place)
         if srk_name(self._own.tpm) != place.srk:
             self._wipe(f"this is not platform {departure.peer}, for which this manager has left")
-        self._own.tpm.pin(place.srk)
+        coming = Keyslot(self._state / keyslot.NEXT, self._own.tpm)
+        coming.retained(
+            self._own.root.reveal(), approvals.load(self._state / "approvals", coming.read().authority).approvals
+        )
         self._own.auths.become(places.found(place))
         tpm, auths = self._own.tpm, self._own.auths
         try:
@@ -185,6 +188,11 @@ class Traveller:
             self._wipe(str(error))
         self._serving.go_on(place.log)
         log.warning("claimed: this manager is at platform %s now", departure.peer)
+
+    def _stand_on(self, slot: Keyslot) -> None:
+        """Talk to the TPM of this keyslot; what the receiver's boot did not cap is capped now."""
+        found = approvals.load(self._state / "approvals", slot.read().authority)
+        slot.retained(self._own.root.reveal(), found.approvals)
 
     def claimed(self) -> Said:
         """That this manager is here, as its source must hear: also again, as long as it does not move further."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from manager_vm.errors import ConfigError, RemoteProtocolError, StateError
+from manager_vm.protocol.lifecycle import State
 from manager_vm.protocol.relocation import Leaving
 from manager_vm.server import relocate_rules as rules
 from manager_vm.server.reception import Reception
@@ -168,7 +169,9 @@ class Serving:
         """Channels stay open where processes stay: both go on at the destination as they are."""
         if park:
             self.wiring.close()
-            self.registry.shut_down()
+            self.registry.park_all()
+            if running := [each.name for each in self.registry.all() if each.state is State.RUNNING]:
+                raise StateError(f"vTPM {running[0]!r} could not be parked; the manager's log says why")
         self._held.enter_context(hold.all_of(self.registry, _PATIENCE))
         self.wiring.hold()
 

@@ -158,8 +158,6 @@ class Registry:
             new = replace(record, state=State.FAILED, reason=reason)
             self._manifest.commit(lambda contents: changes.put(contents, new))
 
-    # -- vTPMs that come and go (``transit``) -----------------------------------------------------------------
-
     def reserve(self, name: str) -> AbstractContextManager[int]:
         """A free uid, and the name, for a block; BusyError or ConfigError if it cannot be had."""
         return self._reservations.hold(name, self._vtpms, self._uids)
@@ -174,8 +172,6 @@ class Registry:
         with self._lock:
             self._vtpms.pop(vtpm.name, None)
 
-    # -- start and end of the manager -----------------------------------------------------------------------
-
     def recover(self) -> None:
         """Take up what the disk says: unclean deaths become FAILED, vTPMs that a shutdown has parked resume."""
         contents = self._manifest.commit(changes.fail_running)
@@ -189,11 +185,15 @@ class Registry:
         parked = [r for r in self._manifest.contents.vtpms.values() if r.resume]
         self._all_at_once(parked, Event.RESUME, self._resume)
 
-    def shut_down(self) -> None:
-        """Park every running vTPM with one commit; the next start resumes them. No process is left, parked or not."""
+    def park_all(self) -> None:
+        """Park every running vTPM with one commit, for ``resume``; the log says which could not be."""
         running = [r for r in self._manifest.contents.vtpms.values() if r.state is State.RUNNING]
+        self._all_at_once(running, Event.PARK, lambda record: self._park(record, resume=True))
+
+    def shut_down(self) -> None:
+        """The same at the manager's end; the next start resumes them. No process is left, parked or not."""
         try:
-            self._all_at_once(running, Event.PARK, lambda record: self._park(record, resume=True))
+            self.park_all()
         finally:
             for vtpm in self.all():
                 _end(vtpm)
