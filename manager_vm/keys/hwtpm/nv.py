@@ -83,14 +83,14 @@ def remove(connection: Connection, auths: Authorizations | None, index: int) -> 
 def write_first(connection: Connection, auths: Authorizations, data: bytes) -> None:
     """Write a place, which nobody has written before: the TPM itself decides between two. TakenError for the second."""
 
-    def write(tpm: ESAPI, session: ESYS_TR) -> None:
+    def write(tpm: ESAPI) -> None:
         with _index(tpm, auths.index, auths.anchor) as index, connection.session(tpm, for_policy=True) as first:
             tpm.policy_nv_written(first, False)
             tpm.policy_auth_value(first)
             tpm.nv_write(index, data, 0, auth_handle=index, session1=first)
 
     try:
-        connection.protected("claim the place in the hardware TPM", write)
+        connection.request("claim the place in the hardware TPM", write)
     except HardwareTpmError as error:
         if error.rc == _RC_POLICY:
             raise TakenError(
