@@ -63,6 +63,7 @@ def _started(ground: boot.Ground, store: boot.Store, tasks: ExitStack) -> tuple[
     _enrol(ground, store)
     tasks.callback(_log_errors, opened.journal.close)
     tasks.callback(_log_errors, registry.shut_down)
+    held = tasks.enter_context(ExitStack())  # of a manager that has left: nothing is parked any more, so nothing waits
     watch = Watch(registry)
     tasks.callback(watch.close)
     attestor = Attestor(manifest, registry, store.voucher)
@@ -78,7 +79,7 @@ def _started(ground: boot.Ground, store: boot.Store, tasks: ExitStack) -> tuple[
     moving = _moving(config, store, opened, wiring, cards, receiver)
     tasks.callback(moving.close)
     verbs = Verbs(manifest, registry, wiring, attestor, config, ground.warnings, lambda: moving.address, cards)
-    serving = Serving(registry, wiring, verbs.restarted, store.voucher.log_is)
+    serving = Serving(registry, wiring, verbs.restarted, store.voucher.log_is, held)
     relocating = Relocating(manifest, Traveller(store.local, store.own, config.state_dir, serving), receiver)
     host_link = open_link(
         config.host_link, _guarded(relocating.host_link(lambda request: verbs.perform(HOST, request)))

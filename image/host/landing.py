@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import socket
 import threading
 import time
 from contextlib import ExitStack, suppress
@@ -38,11 +39,11 @@ _CLAIM = 120.0
 
 
 class Landing:
-    """For one manager. ``address``: where the tunnel ends, known once the receiver keeps a place (``ready``)."""
+    """For one manager. ``address``: where the tunnel ends, once the receiver keeps a place (``ready``)."""
 
     def __init__(self, host: Host, at: tuple[str, int], suite: Suite = Suite.AES) -> None:
         self._host = host
-        self._at = at
+        self._at = at if at[1] else _free(at[0])
         self._suite = suite
         self._directory = host.directory / "arriving"
         self._directory.mkdir(mode=0o700, exist_ok=True)
@@ -62,7 +63,7 @@ class Landing:
     @property
     def address(self) -> tuple[str, int]:
         """(host, port) of the tunnel's end."""
-        return self._exit.address if self._exit is not None else self._at
+        return self._at
 
     @property
     def received(self) -> int:
@@ -277,3 +278,9 @@ class Landing:
 
         self._landed = threading.Thread(target=run, name=stream, daemon=True)
         self._landed.start()
+
+
+def _free(host: str) -> tuple[str, int]:
+    """A port that is free now: it is named before somebody listens there."""
+    with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as found:
+        return host, int(found.getsockname()[1])

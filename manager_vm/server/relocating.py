@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from manager_vm.errors import ConfigError, RemoteProtocolError, StateError
@@ -156,14 +156,14 @@ class Departed(Reception):
 class Serving:
     """What ``Traveller`` stops and starts in a manager that serves. ``restarted``: guests must be wired again.
 
-    ``log_is``: takes the event log of another platform.
+    ``log_is``: takes the event log of another platform. ``held``: what keeps the vTPMs still; closed at the end.
     """
 
     registry: Registry
     wiring: Wiring
     restarted: Callable[[], None]
     log_is: Callable[[bytes], None]
-    _held: ExitStack = field(default_factory=ExitStack)
+    held: ExitStack
 
     def stop(self, *, park: bool) -> None:
         """Channels stay open where processes stay: both go on at the destination as they are."""
@@ -172,12 +172,12 @@ class Serving:
             self.registry.park_all()
             if running := [each.name for each in self.registry.all() if each.state is State.RUNNING]:
                 raise StateError(f"vTPM {running[0]!r} could not be parked; the manager's log says why")
-        self._held.enter_context(hold.all_of(self.registry, _PATIENCE))
+        self.held.enter_context(hold.all_of(self.registry, _PATIENCE))
         self.wiring.hold()
 
     def go_on(self, log: bytes | None = None) -> None:
         """All vTPMs; channels are for the host side to say."""
-        self._held.close()
+        self.held.close()
         self.registry.resume()
         self.wiring.release()
         if log is not None:

@@ -414,3 +414,13 @@ def test_a_second_start_beside_a_manager_that_has_left_is_refused(platforms: Pla
     second = Manager(platforms.a.directory)
     code, text = second.refuse_to_start()
     assert (code, "another manager is using" in text) == (8, True)
+
+
+def test_a_manager_that_has_left_with_its_processes_ends_at_once(platforms: Platforms) -> None:
+    platforms.agree()
+    host(platforms.a, "relocate_freeze")
+    platforms.a.stop()  # within its time, although all vTPMs are held
+    waits(platforms.a)
+    host(platforms.a, "relocate_abort")
+    until(lambda: platforms.a.vtpmctl("list").returncode == 0, 20, "it serves again")
+    assert platforms.a.show("v")["state"] == "failed"
