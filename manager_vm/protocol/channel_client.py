@@ -226,6 +226,9 @@ class ChannelClient:
         pending.try_at = now + min(max((now - pending.arrived) / 8, shortest), longest)
         if pending.abandoned:
             self._pending, self._queued = self._queued, None
+        if message.reason is Reason.HOLD:  # nothing is written until it has said WELCOME, from wherever it goes on
+            self.state = State.GREETING
+            return [self._hello(now)]
         return [Moved()] if message.reason is Reason.MOVED else []
 
     def _pong(self, message: Pong, now: float) -> list[Event]:

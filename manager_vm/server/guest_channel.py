@@ -51,7 +51,7 @@ class GuestChannel:
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._waking = threading.Lock()
         self._closing = self._holding = False
-        self._held = threading.Event()
+        self._greeting: channel.Hello | None = None  # that waits for ``release``
         self._broken = False
         self._room_by = 0.0  # until then a front end may make room for answers
         self._unread = False  # bytes may have come unnoticed
@@ -79,17 +79,15 @@ class GuestChannel:
             self._wake = -1
 
     def hold(self) -> None:
-        """Answer what has come, have the front end greet again, and read nothing more until ``release``.
+        """Execute nothing and greet nobody until ``release``; whoever asks is told to wait, and writes no command then.
 
-        So a front end that waits has written nothing, and can say so to its client (the manager's VM is to stop).
+        So nothing that a front end wrote is lost with the manager's VM, which is to stop.
         """
-        self._held.clear()
+        self._greeting = None
         self._holding = True
-        self._signal()
-        self._held.wait(_PATIENCE)
 
     def release(self) -> None:
-        """Go on: the front end's greeting waits already."""
+        """Go on; a front end that has greeted meanwhile is answered."""
         self._holding = False
         self._signal()
 
@@ -126,24 +124,10 @@ class GuestChannel:
                         self._broken = True
                         break
                     self._read()
-                    if self._holding and not self._execution.running:
-                        self._pause()
         finally:
             self._broken = self._broken or not self._closing
             self._vtpm.live = False
             self._finish_orphan()
-
-    def _pause(self) -> None:
-        """Held: until ``release`` or the end."""
-        self._automaton.new_peer()
-        self._send(channel.Error("the manager moves: greet again"), patience=0.0)
-        self._held.set()
-        poller = select.poll()
-        poller.register(self._wake, select.POLLIN)
-        while self._holding and not self._closing:
-            if poller.poll(_TICK * 1000):
-                os.eventfd_read(self._wake)
-        self._unread = True
 
     def _wait(self) -> bool:
         """Until something happens; whether the end point is to be looked at."""
@@ -158,6 +142,7 @@ class GuestChannel:
         self._room_by = now + _PATIENCE
         if self._wake in ready:
             self._perform(self._questions.answers())
+            self._greet()
         if not ready or now - self._ticked >= _TICK:
             self._tick(now)
             return True
@@ -203,7 +188,24 @@ class GuestChannel:
         for frame in frames:
             if self._lost != lost or self._closing:
                 return  # its sender was dropped meanwhile, or nobody is served here any more
-            self._perform(self._automaton_now().receive(channel.from_frame(frame)))
+            message = channel.from_frame(frame)
+            if self._holding:
+                self._put_off(message)
+            else:
+                self._perform(self._automaton_now().receive(message))
+
+    def _put_off(self, message: channel.Message) -> None:
+        """While held."""
+        if isinstance(message, channel.Command):
+            self._send(channel.NotAccepted(message.seq, Reason.HOLD))
+        elif isinstance(message, channel.Hello):
+            self._greeting = message
+
+    def _greet(self) -> None:
+        greeting = self._greeting
+        if greeting is not None and not self._holding:
+            self._greeting = None
+            self._perform(self._automaton_now().receive(greeting))
 
     def _automaton_now(self) -> ChannelServer:
         """The vTPM's automaton; a resume or a start put a new one there, which knows no front end yet."""

@@ -12,5 +12,5 @@ def all_of(registry: Registry, patience: float) -> ExitStack:
     """Hold every vTPM until the result is closed; BusyError if one executes a command for over ``patience`` seconds."""
     with ExitStack() as held:
         for vtpm in registry.all():
-            held.enter_context(vtpm.changing(Reason.MOVED, patience))
+            held.enter_context(vtpm.changing(Reason.QUIESCED, patience))
         return held.pop_all()

@@ -73,6 +73,7 @@ class Reason(IntEnum):
     QUARANTINED = 5
     BUSY = 6
     MOVED = 7
+    HOLD = 8
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,7 +94,7 @@ def test_a_seq_of_two_to_the_sixty_third_is_refused(kind: Type) -> None:
         channel.from_frame(Frame(kind, 1, 2**63, body))
 
 
-@pytest.mark.parametrize("reason", [0, 8, 255])
+@pytest.mark.parametrize("reason", [0, 9, 255])
 def test_an_unknown_reason_is_refused(reason: int) -> None:
     with pytest.raises(RemoteProtocolError, match=f"unknown reason {reason}"):
         channel.from_frame(Frame(Type.NOT_ACCEPTED, reason, 1))

@@ -15,7 +15,7 @@ from manager_vm.protocol.channel_client import (
     State,
 )
 from manager_vm.protocol.channel_server import ChannelServer, SessionState
-from manager_vm.protocol.client_events import Moved, Send
+from manager_vm.protocol.client_events import Answer, Moved, Send
 from manager_vm.wire.channel import Bye, Command, Error, Hello, NotAccepted, Ping, Pong, Reason, Response, Welcome
 from tests.pairs import FAILURE, OTHER_SESSION, RETRY, SESSION, Pair, command, response
 
@@ -147,6 +147,19 @@ def test_a_manager_that_greets_gets_a_refused_command_at_once() -> None:
     client.disconnected()
     client.connected(4.001)
     assert client.receive(Welcome(SESSION, 7, False), 4.002) == [Send(Command(7, 0, ONE))]
+
+
+def test_a_front_end_on_hold_writes_no_command_and_is_patient_until_it_is_welcome() -> None:
+    client = ChannelClient(SESSION, patience=0.45)
+    client.connected(0.0)
+    client.receive(Welcome(SESSION, 1, True), 0.0)
+    assert client.submit(ONE, 0, 0.0) == [Send(Command(1, 0, ONE))]
+    assert client.receive(NotAccepted(1, Reason.HOLD), 0.1) == [Send(Hello(SESSION, 0))]
+    assert client.receive(Pong(1), 0.2) == []
+    assert client.tick(0.4) == []
+    assert client.tick(0.46) == [Answer(RETRY)]
+    assert client.submit(TWO, 0, 0.5) == []
+    assert client.receive(Welcome(SESSION, 1, True), 0.6) == [Send(Command(1, 0, TWO))]
 
 
 def test_a_written_command_is_never_answered_locally_while_its_outcome_is_open() -> None:
