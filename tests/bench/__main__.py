@@ -18,6 +18,7 @@ from tests.bench.report import Report
 
 BENCHMARKS = {
     "command": "tests.bench.command",
+    "compare": "tests.bench.compare",
     "hierarchy": "tests.bench.hierarchy",
     "migrate": "tests.bench.migrate",
 }  # name -> module; see ``Benchmark``

@@ -1,0 +1,124 @@
+"""Is it better to move the whole manager VM, or its vTPMs one by one?
+
+# The methods
+
+- stop: the manager parks all vTPMs and ends; its disk moves, and it boots at the other host.
+- suspend: the VM's memory goes into an encrypted file, which moves with the disk and is loaded there.
+- precopy: memory and disk move while the manager serves; the VM stops for the rest.
+- evacuate: vTPMs leave one by one (two at once) for a manager that runs at the other host: `vtpmctl evacuate`.
+
+# Method
+
+Two simulated hosts, each with a manager VM and a hardware TPM; one authority; a network between the managers, and a TCP
+connection between the hosts. vTPMs are created and powered on, no guest is there. For each number of vTPMs and each
+size of the VM the two managers are booted and filled once and saved; each run begins with a restored copy of them, so
+that all methods begin with the same state. Restoring is not measured. After a run all vTPMs must be at the other host.
+
+# What is measured
+
+- Total: the whole call of the operator, from the request until the source has nothing left.
+- Downtime of a whole manager: from before it freezes until it serves at the other host. All vTPMs wait at once, so each
+  waits for all of it.
+- Pause of a vTPM that moves alone: in its TCP connection, at most from READY to COMMITTED, at least from STATE to
+  COMMIT (MIGRATION.md): it is quiesced between READY and STATE, and active between COMMIT and COMMITTED. The others go
+  on. All figures are the upper bound where nothing else is said. "Downtime" of evacuate is the median of the pauses;
+  the last vTPM is there at the end of the total.
+- All together: the waiting of all vTPMs added up, in seconds.
+- Bytes: what the hosts send through their tunnel, and frames between the managers, headers included.
+- Processor time: of all processes of both hosts from /proc, from the beginning to the end: QEMUs, hardware TPMs, and
+  this process, which does both hosts' work. VMs that wait need some of it too.
+- Commands to both hardware TPMs, counted at the stand-ins; keys made: Create and CreateLoaded among them.
+- Keys of vTPMs that are others after the move, of up to three vTPMs.
+
+# Parts
+
+- Grid: each method in each cell, once.
+- Secured against unsecured: precopy with each cipher of the tunnel and without any, in turns, in one run. The overhead
+  is taken round by round. "none" exists for this measurement only. Moves of single vTPMs are always encrypted.
+- Bandwidth: one cell with a limit, on each stream of the tunnel and on the whole network between the managers.
+
+# Limits
+
+- Both hosts share this machine, its disk and its processors. Where processors are emulated, what runs in the VM
+  (evacuate: cryptography and protocol; stop: the boot) is many times slower than on real ones, and what QEMU and the
+  host do (suspend, precopy) is not: this favours moving the whole VM.
+- A swtpm stands for each hardware TPM; a real one takes some 100 ms for a signature: compare the commands.
+- Without guests memory changes little while it moves: precopy is at its best, and a guest's own way to the other host
+  is not in the figures.
+- After the move of a whole manager the source has no manager. To boot and enrol one, for the way back, takes about a
+  minute where the processor is emulated, and is not in the figures; evacuate leaves an empty one.
+- Each cell is measured once: small differences mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+
+from manager_vm.errors import ConfigError
+from tests.bench import machine
+from tests.bench.compare import findings, measure, result, standin
+from tests.bench.compare.schedule import Schedule
+from tests.bench.compare.stock import Stock
+from tests.bench.report import Report
+from tests.system import vms
+
+TITLE = "Moving the whole manager, or its vTPMs one by one"
+_COUNTS, _MEMORY, _REPETITIONS, _BUDGET = (1, 10, 50), (512, 1024), 3, 30.0
+_FULL = 200  # vTPMs
+_FAST, _SLOW = 12_500_000, 1_250_000  # bytes/s
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of this benchmark."""
+    text = "numbers of vTPMs (default: 1 10 50)"
+    parser.add_argument("--counts", type=_positive, nargs="+", metavar="N", help=text)
+    text = "sizes of the manager's VM in MB (default: 512 1024)"
+    parser.add_argument("--memory", type=_positive, nargs="+", metavar="MB", help=text)
+    parser.add_argument(
+        "--methods", nargs="+", choices=result.METHODS, default=list(result.METHODS), help="how to move"
+    )
+    text = "rounds of secured against unsecured (default: 3)"
+    parser.add_argument("--repetitions", type=int, metavar="N", help=text)
+    parser.add_argument("--full", action="store_true", help="200 vTPMs and 10 Mbit/s too; give it a larger budget")
+    parser.add_argument("--quick", action="store_true", help="1 vTPM, 512 MB, one round, no limit: to try it")
+    parser.add_argument(
+        "--budget", type=float, default=_BUDGET, metavar="MIN", help="begin no run beyond it (default: 30 minutes)"
+    )
+
+
+def run(args: argparse.Namespace, tell: Callable[[str], None]) -> Report:
+    """Everything."""
+    from tests.bench.compare import report  # here: a hardware TPM's program has this package too, and needs no plots
+
+    if not (vms.IMAGES / "manager" / "image.json").exists():
+        raise ConfigError("there are no images; run ./build.sh image")
+    jobs = _jobs(args)
+    facts = {**machine.facts(), "budget_minutes": args.budget, "runs": len(jobs)}
+    with standin.counted(), vms.short_directory() as directory:
+        facts["file_system"] = machine.file_system(directory)
+        stock = Stock(directory)
+        schedule = Schedule(lambda job: measure.run(job, stock), stock.wait, args.budget * 60, tell)
+        tell(f"{len(jobs)} runs, about {schedule.estimate(jobs) / 60:.0f} min; none begins beyond {args.budget:g} min")
+        outcomes = schedule.carry_out(jobs)
+    facts["load_at_end"] = list(os.getloadavg())
+    found = findings.conclusions(outcomes)
+    page = report.page(TITLE, __doc__ or "", facts, outcomes, found)
+    return Report(result.data(facts, outcomes, found), page, report.text(outcomes, found))
+
+
+def _jobs(args: argparse.Namespace) -> list[result.Job]:
+    counts, memory, rounds, limits = list(_COUNTS), list(_MEMORY), _REPETITIONS, [_FAST]
+    if args.full:
+        counts, limits = [*counts, _FULL], [*limits, _SLOW]
+    if args.quick:
+        counts, memory, rounds, limits = [1], [512], 1, []
+    rounds = rounds if args.repetitions is None else args.repetitions
+    return result.plan(args.counts or counts, args.memory or memory, args.methods, rounds, limits)
+
+
+def _positive(text: str) -> int:
+    if text.isascii() and text.isdigit() and int(text):
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r}: use a number from 1 on")
