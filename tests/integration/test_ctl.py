@@ -296,7 +296,7 @@ def test_bash_offers_the_actions_of_an_offline_verb_then_roles_and_files(scripts
     bash = scripts["bash"]
     (there / "alice.key.pub").touch()
     assert completed(bash, _FAKE, "authority", "") == list(actions.ACTIONS["authority"])
-    assert completed(bash, _FAKE, "--json", "authority", "re") == ["revoke", "remove", "recover"]
+    assert completed(bash, _FAKE, "--json", "authority", "re") == ["revoke", "remove", "recover", "relocate"]
     assert completed(bash, _FAKE, "key", "") == ["new"]
     assert completed(bash, _FAKE, "authority", "enroll", "ali") == ["alice.key.pub"]
     assert completed(bash, _FAKE, "authority", "enroll", "d", "--role", "a") == ["admin", "auditor"]
