@@ -22,6 +22,7 @@ from tests.bench.compare.result import EVACUATE, Figures, Job, middle_of
 from tests.bench.compare.stock import Pair, Stock, name
 
 PARALLEL = 2  # vTPMs that are evacuated at once
+_INTERRUPTED = 130  # exit code of vtpmctl
 _HWTPM = "hwtpm"  # a host's directory of its hardware TPM
 
 
@@ -91,12 +92,22 @@ def _evacuate(pair: Pair) -> tuple[_Told, tuple[_Seen, _Seen]]:
     with redirect_stdout(out), redirect_stderr(said):
         code = vtpmctl.main([*argv, "--parallel", str(PARALLEL)])
     after = _see(pair)
+    if code == _INTERRUPTED:
+        raise KeyboardInterrupt
     if code:
-        stays = [each["text"] for each in json.loads(out.getvalue() or "[]") if not each["moved"]]
-        raise HostError(f"{len(stays)} vTPMs stay: {stays[0]}" if stays else said.getvalue().strip())
+        raise HostError(_why(code, out.getvalue(), said.getvalue()))
     pauses = pair.switch.pauses()
     most, least = tuple(each.most for each in pauses), tuple(each.least for each in pauses)
     return _Told(middle_of(most), pauses=most, least=least), (before, after)
+
+
+def _why(code: int, out: str, said: str) -> str:
+    """Which vTPMs stay, or the last that vtpmctl says."""
+    told = json.loads(out or "[]")
+    stays = [each["text"] for each in told if not each["moved"]] if isinstance(told, list) else []
+    if stays:
+        return f"{len(stays)} vTPMs stay: {stays[0]}"
+    return f"vtpmctl ends with {code}: {(said.strip().splitlines() or ['it says nothing'])[-1]}"
 
 
 def _relocate(pair: Pair, job: Job) -> tuple[_Told, tuple[_Seen, _Seen]]:
