@@ -106,7 +106,7 @@ class Departure:
         self._tasks = ExitStack()
         self._control: Asking | None = None
         self._outgoing: Outgoing | None = None
-        self._frozen = False
+        self._frozen = self._switched = False
         self._gone = False  # the destination has it
         self._began = time.monotonic()
         self._left = 0.0
@@ -115,12 +115,12 @@ class Departure:
 
     def run(self) -> Report:
         """Move. HostError or MigrationError: the manager serves here as before, or the message says who must act."""
-        try:
-            with self._tasks:
+        with self._tasks:
+            try:
                 self._move()
-        except VtpmManagerError as error:
-            self._recover(error)
-            raise
+            except VtpmManagerError as error:
+                self._recover(error)
+                raise
         self.report.total = time.monotonic() - self._began
         return self.report
 
@@ -215,6 +215,7 @@ class Departure:
     def _switch_over(self) -> None:
         """The ports of guests that follow end in the VM at the other host, which listens for them already."""
         if self._follow is not None:
+            self._switched = True
             for guest in self._host.guests.values():
                 self._follow.switch(guest)
 
@@ -261,11 +262,16 @@ class Departure:
             log.error("the manager is at the other host already; what is left here: %s", error)
             return
         with suppress(VtpmManagerError):
+            if self._control is not None:
+                self._control.ask("abort")
+        with suppress(VtpmManagerError):
             (self._outgoing or Outgoing(self._host.running_manager())).cancel()
         with suppress(VtpmManagerError):
             self._host.uplink.plug(self._host.running_manager())
         try:
             self._host.links.host("relocate_abort", timeout=_AGREE)
+            if self._switched:
+                self._host.replug()
             self._host.wire()
             log.warning("the manager stays here: %s", error)
         except VtpmManagerError as again:

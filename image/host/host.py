@@ -154,6 +154,17 @@ class Host:
         with self._lock:
             self._await_wired()
 
+    def replug(self) -> None:
+        """Guests' channels ended elsewhere: they end here again."""
+        with self._lock:
+            manager = self.running_manager()
+            for guest in self.guests.values():
+                if guest.wire is not None and guest.channel:
+                    with suppress(VtpmManagerError):
+                        self.links.host("detach", name=guest.name)
+                    guest.wire.unplug(manager)
+                    self._wiring.plug(guest, manager)
+
     def take_guest(self, guest: Guest) -> None:
         """A guest that has followed its vTPM: this host wires it and hears of its boots."""
         with self._lock:

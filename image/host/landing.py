@@ -251,10 +251,14 @@ class Landing:
             raise HostError(self._failure)
 
     def _abort(self) -> None:
-        """Nothing comes: what was prepared is gone, the receiver stays."""
+        """Nothing comes: what was prepared is gone, the receiver stays, or is started again to say so."""
+        if self.arrived.is_set():
+            raise HostError("the manager is here, and serves")
         if self._vm is not None:
             self._vm.close()
             self._vm = None
+        if self._host.manager is None:
+            self._host.start_manager(arriving=Arriving.KEEP)
 
     @property
     def _disk(self) -> Path:

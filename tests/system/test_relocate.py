@@ -186,6 +186,26 @@ def state(lab: vms.Lab) -> object:
 
 @pytest.mark.full
 @pytest.mark.timeout(900)
+def test_a_claim_that_fails_has_the_receiver_started_again_and_the_manager_comes_back(
+    rack: vms.Rack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = rack.a, rack.b
+    guest = a.guest("v", Carrier.VIRTIO_SERIAL)
+    value = guest.vm.agent.check("tpm2_pcrread sha256:16")
+
+    def fail(vm: object) -> None:
+        raise HostError("the hardware TPM does not answer")
+
+    with landing(rack) as there:
+        monkeypatch.setattr(there, "_claim", fail)
+        with pytest.raises(HostError, match="does not answer"):
+            departure(rack, there, Method.PRECOPY).run()
+        serves(a, value, guest)
+    assert b.host.links.host("relocation")["state"] == ""
+
+
+@pytest.mark.full
+@pytest.mark.timeout(900)
 def test_a_source_vm_that_dies_behind_the_point_of_no_return_is_started_again_and_comes_back(rack: vms.Rack) -> None:
     a = rack.a
     a.host.links.admin("create", name="v")
