@@ -29,7 +29,6 @@ from manager_vm.protocol.relocation import Leaving, Start
 from manager_vm.server import relocate_rules
 from manager_vm.server.journal import Journal, open_log
 from manager_vm.server.move_rules import Local
-from manager_vm.server.relocate_out import KEPT
 from manager_vm.server.verbs import VERSION
 from manager_vm.store import atomic
 from manager_vm.store.manifest import Manifest
@@ -98,11 +97,11 @@ def open_store(ground: Ground) -> Store:
     state = config.state_dir
     slot = keyslot.of_this_platform(state, tpm)
     authority, srk = slot.read().authority, slot.read().srk
-    kept, found = systemd.kept(KEPT), approvals.load(state / "approvals", authority)
+    kept, found = systemd.kept(systemd.ROOT_KEY), approvals.load(state / "approvals", authority)
     if kept is not None:
         root = slot.retained(kept, found.approvals)
     else:
-        root = slot.open(found.approvals, found.complaints, lambda secret: systemd.keep(KEPT, secret))
+        root = slot.open(found.approvals, found.complaints, lambda secret: systemd.keep(systemd.ROOT_KEY, secret))
     own = Footing(tpm, root, slot, place.authorizations(root, slot.read()))
     manifest = Manifest.load(state, root, NvAnchor(tpm, own.auths))
     _demand_ours(manifest.contents, srk, authority.der)

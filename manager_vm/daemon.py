@@ -126,12 +126,12 @@ def _returned(ground: boot.Ground, store: boot.Store, stop: int) -> bool:
     relocating = Relocating(store.manifest, Traveller(store.local, store.own, config.state_dir, idle), None)
     host = open_link(config.host_link, _guarded(relocating.host_link(others)))
     try:
-        return _received(config, reception, stop)
+        return _received(config, reception, stop, relocating, host)
     finally:
         host.close()
 
 
-def _received(config: Config, reception: Reception, stop: int) -> bool:
+def _received(config: Config, reception: Reception, stop: int, *watched: _Task) -> bool:
     """Wait until the reception has what it waits for; False if the manager was stopped before."""
     link = open_link(config.admin, _guarded(reception.perform))
     try:
@@ -139,8 +139,8 @@ def _received(config: Config, reception: Reception, stop: int) -> bool:
         while not reception.done.is_set():
             if select.select([stop], [], [], _LOOK)[0]:
                 return False
-            if not link.alive:
-                raise LocalProtocolError("the admin link has ended by itself; the log above says why")
+            if not all(each.alive for each in (link, *watched)):
+                raise LocalProtocolError("a link has ended by itself, or this copy must; the log above says why")
     finally:
         link.close()
     return True

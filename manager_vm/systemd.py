@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 
+ROOT_KEY = "root-key"  # its name in the store
 _FIRST = 3  # SD_LISTEN_FDS_START
 _MAX_SECRET = 4096
 

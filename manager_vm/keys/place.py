@@ -86,6 +86,7 @@ def make(own: Footing, contents: Contents, coming: Key, log: bytes) -> Place:
         authority=identity.authority,
         keys=keys,
         log=log,
+        released=contents.released,
     )
 
 
@@ -100,7 +101,7 @@ def opens(root: Key, slot: Slot, place: Place) -> bool:
 
 
 def arrived(contents: Contents, place: Place) -> Contents:
-    """What the manager is at its destination: the receiver's identity is its own, the move is over."""
+    """What the manager is at its destination: the receiver's identity and words are its own, the move is over."""
     keys = tuple(SigningKey(public, private, certificate) for public, private, certificate in place.keys)
     return replace(
         contents,
@@ -109,6 +110,7 @@ def arrived(contents: Contents, place: Place) -> Contents:
         relocations=contents.relocations + 1,
         came=contents.departure.id if contents.departure else "",
         departure=None,
+        released={**contents.released, **place.released},
     )
 
 

@@ -27,14 +27,6 @@ class Receiving(StrEnum):
     PREPARED = "prepared"  # it keeps a place, serves nothing and commits nothing else
 
 
-class Place(StrEnum):
-    """What stands in the place, in the destination's TPM. From EMPTY one step leads on, and none leads back."""
-
-    EMPTY = "empty"
-    CLAIMED = "claimed"  # the digest of a manifest: the manager is here
-    RELEASED = "released"  # it never will be
-
-
 class Word(StrEnum):
     """What a hardware TPM certifies of its anchor or place, with the move in its qualifying data."""
 
@@ -64,7 +56,7 @@ class Effect(Enum):
     CERTIFY = auto()  # make COMMIT
     SERVE = auto()  # go on as if nothing had been
     GIVE_UP_TPM = auto()  # the anchor at the source is removed: no copy of the disk is anything any more
-    MAKE_PLACE = auto()  # a new one, EMPTY, with a new secret; one from before is gone
+    MAKE_PLACE = auto()  # a new one, that nobody has written, with a new secret; one that was released is gone
     CLAIM = auto()  # first write of the place: what COMMIT certifies
     RELEASE = auto()  # first write of the place: RELEASED
 
@@ -79,8 +71,7 @@ class Step:
 
 _L, _R = Leaving, Receiving
 
-# from AGREED no new agreement leads on: a receiver that has made a new place knows nothing of the one before, and a
-# source that had left for that one would wait for ever
+# from AGREED no new agreement leads on: a source knows of one place at a time
 SOURCE: Mapping[tuple[Leaving | None, Event], Step] = {
     (None, Event.AGREE): Step(_L.AGREED),
     (_L.AGREED, Event.GIVE_UP): Step(None),
@@ -91,9 +82,10 @@ SOURCE: Mapping[tuple[Leaving | None, Event], Step] = {
     (_L.LEFT, Event.CLAIMED): Step(_L.LEFT, Effect.GIVE_UP_TPM),
 }
 
+# a receiver that is asked to ADOPT while it keeps a place releases that one first, and keeps the word for ever: an
+# ADOPT that was held back may come when its source has left for a later place, or when that was claimed
 RECEIVER: Mapping[tuple[Receiving | None, Event], Step] = {
     (None, Event.ADOPT): Step(_R.PREPARED, Effect.MAKE_PLACE),
-    (_R.PREPARED, Event.ADOPT): Step(_R.PREPARED, Effect.MAKE_PLACE),  # the same manager, which has begun anew
     (_R.PREPARED, Event.COMMIT): Step(_R.PREPARED, Effect.CLAIM),
     (_R.PREPARED, Event.RELEASE): Step(None, Effect.RELEASE),
 }
@@ -135,11 +127,3 @@ def start(*, here: bool, state: Leaving | None) -> Start:
 def commits(state: Leaving | Receiving | None) -> bool:
     """Whether other changes than those of the move may be committed in this state."""
     return state in (None, Leaving.AGREED)
-
-
-def first_write(place: Place, wanted: Place) -> tuple[Place, bool]:
-    """What the TPM does with the first write of a place (PolicyNvWritten): what stands there then, and if it is ours.
-
-    A claim brings a digest of its own, so two claims are not one another's.
-    """
-    return (wanted, True) if place is Place.EMPTY else (place, place is wanted is Place.RELEASED)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import Counter
 from contextlib import ExitStack
 
 from manager_vm.errors import MigrationError
 from manager_vm.server import move_rules
-from manager_vm.server.move_rules import Local, Side
+from manager_vm.server.move_rules import Entrance, Local
 from manager_vm.store import moves
 from manager_vm.store.records import Contents
 from manager_vm.trust.order import Order
 from manager_vm.wire import features
-from manager_vm.wire.migration import NONCE_SIZE, VERSION, Accept, Cause, Offer
+from manager_vm.wire.migration import Accept, Cause, Offer
 
 _MOVES, _OF_ONE = 4, 2  # at once; of one source
 
@@ -40,11 +39,11 @@ class Room:
             self._sources[source] -= 1
 
 
-class Incoming(Side):
+class Incoming(Entrance):
     """``protocol.agreement.Destination``: what this manager decides about an offer."""
 
     def __init__(self, local: Local, room: Room, held: ExitStack) -> None:
-        super().__init__(local, "")
+        super().__init__(local, room.turn)
         self.order: Order | None = None
         self.name = ""
         self._room = room
@@ -63,24 +62,7 @@ class Incoming(Side):
         self.name = theirs.get("name", "")
         self._room.enter(order.source)
         self._held.callback(self._room.leave, order.source)
-        return Accept(
-            version=VERSION,
-            move=offer.move,
-            share=self.share.public.uncompressed,
-            nonce=os.urandom(NONCE_SIZE),
-            move_key=self.key.public.uncompressed,
-            features=self._local.features(),
-            evidence=b"",
-        )
-
-    def demand_level(self, ours: int, theirs: int) -> None:
-        """It comes here."""
-        move_rules.demand_no_descent(theirs, ours)
-
-    def evidence(self, binding: bytes) -> bytes:
-        """One at a time: a guest's question, and a commit, must not wait for many."""
-        with self._room.turn:
-            return super().evidence(binding)
+        return self.accepting(offer)
 
 
 def _demand_new(contents: Contents, order: Order) -> None:

@@ -37,8 +37,6 @@ from manager_vm.vtpm.transit import Departure, Transit
 from manager_vm.wire import features
 from manager_vm.wire.migration import (
     ID_SIZE,
-    NONCE_SIZE,
-    VERSION,
     Cause,
     Handover,
     Kind,
@@ -156,18 +154,8 @@ class Sender:
             return self._confirmed(attempt, talk)
 
     def _offer(self, attempt: _Attempt, link: PeerLink, record: VtpmRecord, ordered: bytes) -> Offer:
-        side = attempt.side
-        return Offer(
-            lowest=VERSION,
-            highest=VERSION,
-            move=attempt.move,
-            order=ordered,
-            share=side.share.public.uncompressed,
-            nonce=os.urandom(NONCE_SIZE),
-            move_key=side.key.public.uncompressed,
-            features=self._local.features(name=record.name),
-            listens=peer_link.visible(self._listens, link.local_host) if self._listens else "",
-        )
+        listens = peer_link.visible(self._listens, link.local_host) if self._listens else ""
+        return attempt.side.offering(attempt.move, ordered, listens=listens, name=record.name)
 
     def _hand_over(self, attempt: _Attempt, talk: Talk, departure: Departure) -> None:
         with self._ledger.departing(attempt.id, departure):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -20,7 +22,7 @@ from manager_vm.trust.peer import Peer, Rules
 from manager_vm.trust.platform import Platform
 from manager_vm.trust.signing import SigningKey, VerifyKey
 from manager_vm.wire import features
-from manager_vm.wire.migration import Cause
+from manager_vm.wire.migration import NONCE_SIZE, VERSION, Accept, Cause, Offer
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,20 @@ class Side:
         self._local = local
         self._other = other
 
+    def offering(self, move: bytes, ordered: bytes, *, listens: str = "", **more: str) -> Offer:
+        """OFFER of this move by this order. ``more``: features beside those that every manager has."""
+        return Offer(
+            lowest=VERSION,
+            highest=VERSION,
+            move=move,
+            order=ordered,
+            share=self.share.public.uncompressed,
+            nonce=os.urandom(NONCE_SIZE),
+            move_key=self.key.public.uncompressed,
+            features=self._local.features(**more),
+            listens=listens,
+        )
+
     def evidence(self, binding: bytes) -> bytes:
         """Of our platform: the hardware TPM quotes."""
         try:
@@ -82,6 +98,35 @@ class Side:
             return self.share.agree(VerifyKey.from_point(share))
         except EvidenceError as error:
             raise MigrationError(str(error), Cause.TAMPERED.word) from None
+
+
+class Entrance(Side):
+    """The destination's side of one move. ``turn``: whoever has it asks the hardware TPM for a quote."""
+
+    def __init__(self, local: Local, turn: threading.Lock) -> None:
+        super().__init__(local, "")
+        self._turn = turn
+
+    def accepting(self, offer: Offer) -> Accept:
+        """ACCEPT, without evidence yet."""
+        return Accept(
+            version=VERSION,
+            move=offer.move,
+            share=self.share.public.uncompressed,
+            nonce=os.urandom(NONCE_SIZE),
+            move_key=self.key.public.uncompressed,
+            features=self._local.features(),
+            evidence=b"",
+        )
+
+    def demand_level(self, ours: int, theirs: int) -> None:
+        """It comes here."""
+        demand_no_descent(theirs, ours)
+
+    def evidence(self, binding: bytes) -> bytes:
+        """One at a time: a guest's question, and a commit, must not wait for many."""
+        with self._turn:
+            return super().evidence(binding)
 
 
 def verify_order(contents: Contents, ordered: bytes) -> Order:

@@ -6,7 +6,6 @@ Post-condition of each message: either its effect is durable and the answer was 
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,32 +22,30 @@ from manager_vm.protocol.agreement import Agreed
 from manager_vm.protocol.relocation import Effect, Event, Receiving, Word
 from manager_vm.server import ledger, move_rules
 from manager_vm.server import relocate_rules as rules
-from manager_vm.server.move_rules import Local, Side
+from manager_vm.server.move_rules import Entrance, Local
 from manager_vm.server.peer_link import PeerLink, Talk
 from manager_vm.store.records import Contents
-from manager_vm.store.relocation import KEPT, Expected, pack_place
+from manager_vm.store.relocation import Expected, pack_place
 from manager_vm.trust import policy, tpm_structures
 from manager_vm.trust import relocation as trust
 from manager_vm.trust.relocation import Order, Said
 from manager_vm.wire import features
-from manager_vm.wire.migration import NONCE_SIZE, VERSION, Accept, Cause, Offer
-from manager_vm.wire.relocation import Adopt, Commit, Release, Told
+from manager_vm.wire.migration import Accept, Cause, Offer
+from manager_vm.wire.relocation import TUNNEL, Adopt, Commit, Release, Told
 
 log = logging.getLogger(__name__)
 
-TUNNEL = "vtpm-manager tunnel"
 _CONFIRM = 60.0  # seconds for CONFIRM, and for what is wanted then
 _EVENTS = {Adopt: Event.ADOPT, Commit: Event.COMMIT, Release: Event.RELEASE}
 _NAMES = (*policy.anchor_names(policy.ANCHOR_INDEX), *policy.anchor_names(policy.OTHER_ANCHOR_INDEX))
 
 
-class Coming(Side):
+class Coming(Entrance):
     """``protocol.agreement.Destination``: what a receiver decides about another manager."""
 
     def __init__(self, local: Local, turn: threading.Lock) -> None:
-        super().__init__(local, "")
+        super().__init__(local, turn)
         self.order: Order | None = None
-        self._turn = turn  # one at a time: this is not done often
 
     def admit(self, offer: Offer) -> Accept:
         """Order first; nothing here asks a TPM, a process or the disk."""
@@ -57,26 +54,10 @@ class Coming(Side):
         self._other = order.source
         if order.destination != platform.name:
             raise MigrationError(f"the order is for {order.destination!r}, and here is {platform.name!r}", "order")
-        rules.demand_empty(contents, order)
+        if offer.move.hex() not in contents.released:  # that word is kept for it, whatever this manager has become
+            rules.demand_empty(contents, order)
         move_rules.demand_fits(features.parse(offer.features), features.parse(self._local.features()))
-        return Accept(
-            version=VERSION,
-            move=offer.move,
-            share=self.share.public.uncompressed,
-            nonce=os.urandom(NONCE_SIZE),
-            move_key=self.key.public.uncompressed,
-            features=self._local.features(),
-            evidence=b"",
-        )
-
-    def demand_level(self, ours: int, theirs: int) -> None:
-        """It comes here."""
-        move_rules.demand_no_descent(theirs, ours)
-
-    def evidence(self, binding: bytes) -> bytes:
-        """One at a time."""
-        with self._turn:
-            return super().evidence(binding)
+        return self.accepting(offer)
 
 
 class Receiver:
@@ -122,23 +103,30 @@ class Receiver:
 
     def _answer(self, talk: Talk, side: Coming, agreed: Agreed, wanted: Adopt | Commit | Release) -> None:
         contents, move = self._local.manifest.contents, agreed.offer.move.hex()
+        expected = contents.expected
         if isinstance(wanted, Release) and move in contents.released:
             talk.say(Told(0, *contents.released[move]))
             return
-        state = Receiving.PREPARED if contents.expected else None
-        step = relocation.receiver(state, _EVENTS[type(wanted)])
-        if step is None or not (isinstance(wanted, Adopt) or (contents.expected and contents.expected.id == move)):
+        if isinstance(wanted, Adopt) and expected is not None and expected.id != move:
+            self._given_up(expected)  # this ADOPT may be late: then its source has left for the place that is here
+            expected = None
+        step = relocation.receiver(Receiving.PREPARED if expected else None, _EVENTS[type(wanted)])
+        if step is None or move in contents.released or (expected is not None and expected.id != move):
             raise MigrationError("no place was made for this move here, or not any more", Cause.POLICY.word)
-        if step.effect is Effect.MAKE_PLACE and isinstance(wanted, Adopt):
-            self._adopt(talk, side, agreed, wanted)
-        elif isinstance(wanted, Commit) and contents.expected:
-            talk.say(Told(1, *_pair(self._claim(contents.expected, wanted))))
-        elif contents.expected:
-            talk.say(Told(0, *_pair(self._given_up(contents.expected))))
+        match step.effect, wanted, expected:
+            case Effect.MAKE_PLACE, Adopt(), None:
+                self._adopt(talk, side, agreed, wanted)
+            case Effect.CLAIM, Commit(), Expected():
+                talk.say(Told(1, *_pair(self._claim(expected, wanted))))
+            case Effect.RELEASE, Release(), Expected():
+                talk.say(Told(0, *_pair(self._given_up(expected))))
+            case _:
+                raise AssertionError(f"the table has another row: {step}")
 
     def _adopt(self, talk: Talk, side: Coming, agreed: Agreed, wanted: Adopt) -> None:
         contents, order, found = self._local.manifest.contents, side.order, side.peer
         assert order is not None and found is not None  # the conversation has verified both
+        rules.demand_empty(contents, order)
         if wanted.revoked:
             nv.revoke(self._own.tpm, self._own.auths, wanted.revoked)
         made = places.make(self._own, contents, Key(wanted.root), self._event_log())
@@ -196,8 +184,7 @@ class Receiver:
 
 
 def _released(contents: Contents, expected: Expected, said: Said) -> Contents:
-    kept = dict(list(contents.released.items())[-KEPT + 1 :])
-    return replace(contents, expected=None, released={**kept, expected.id: _pair(said)})
+    return replace(contents, expected=None, released={**contents.released, expected.id: _pair(said)})
 
 
 def _pair(said: Said) -> tuple[bytes, bytes]:

@@ -35,23 +35,21 @@ from manager_vm.keys.keyslot import Keyslot
 from manager_vm.keys.place import Footing
 from manager_vm.protocol import agreement, relocation
 from manager_vm.protocol.parts import Assembly
-from manager_vm.protocol.relocation import Event, Leaving, Step, Word
+from manager_vm.protocol.relocation import Effect, Event, Leaving, Step, Word
 from manager_vm.server import ledger
 from manager_vm.server import relocate_rules as rules
 from manager_vm.server.move_rules import Local, Side
 from manager_vm.server.peer_link import PeerLink, Talk
-from manager_vm.server.relocate_in import TUNNEL
 from manager_vm.store import atomic
 from manager_vm.store.relocation import Departure, Place, pack_place, unpack_place
 from manager_vm.trust import policy, tpm_structures
 from manager_vm.trust import relocation as trust
 from manager_vm.trust.relocation import Said
-from manager_vm.wire.migration import ID_SIZE, NONCE_SIZE, VERSION, Cause, Offer, StatePart
-from manager_vm.wire.relocation import Adopt, Commit, Release, Told
+from manager_vm.wire.migration import ID_SIZE, Cause, StatePart
+from manager_vm.wire.relocation import TUNNEL, Adopt, Commit, Release, Told
 
 log = logging.getLogger(__name__)
 
-KEPT = "root-key"  # its name in systemd's store
 _ANSWER = 60.0  # seconds: the receiver's TPM quotes, and makes a keyslot
 
 
@@ -114,7 +112,7 @@ class Traveller:
 
     def give_up(self) -> None:
         """Before the point of no return: the manager stays. The receiver is told if it can be."""
-        departure = self._departing(Event.GIVE_UP)
+        departure = self._departing(Event.GIVE_UP, Effect.NOTHING)
         self._local.manifest.commit(lambda c: replace(c, departure=None), moves=True)
         self._forget_next()
         with suppress(MigrationError, ConfigError):
@@ -124,7 +122,7 @@ class Traveller:
 
     def freeze(self, *, park: bool) -> None:
         """Serve nothing any more, and commit that the destination is the owner: the point of no return."""
-        departure = self._departing(Event.FREEZE)
+        departure = self._departing(Event.FREEZE, Effect.CERTIFY)
         place = unpack_place(departure.place)
         try:
             self._serving.stop(park=park)
@@ -137,7 +135,7 @@ class Traveller:
 
     def hand_over(self) -> Said:
         """Have the receiver claim for our disk: its word CLAIMED."""
-        departure = self._departing(Event.CERTIFY)
+        departure = self._departing(Event.CERTIFY, Effect.CERTIFY)
         digest, secret = self._newest()
         move = bytes.fromhex(departure.id)
         signed = attest.certify_nv(self._own.tpm, self._own.auths, trust.qualifying(Word.COMMIT, move))
@@ -149,7 +147,7 @@ class Traveller:
 
     def take_back(self) -> None:
         """Have the receiver give its place up, and go on here."""
-        departure = self._departing(Event.RELEASED)
+        departure = self._departing(Event.RELEASED, Effect.SERVE)
         self._verified(self._asked(departure, Release()), Word.RELEASED, departure)
         self._newest()
         self._local.manifest.commit(lambda c: replace(c, owner=departure.home, departure=None), moves=True)
@@ -159,10 +157,10 @@ class Traveller:
 
     def settle(self, said: Said) -> None:
         """The destination has the manager: give this platform's TPM up. No copy of the disk is anything after that."""
-        departure = self._departing(Event.CLAIMED)
+        departure = self._departing(Event.CLAIMED, Effect.GIVE_UP_TPM)
         self._verified(Told(1, said.attested, said.signature), Word.CLAIMED, departure)
         ownership.leave(self._own.tpm, self._own.auths)
-        systemd.forget(KEPT)
+        systemd.forget(systemd.ROOT_KEY)
         self.settled = True
         log.warning("this manager is at platform %s now; this hardware TPM is free", departure.peer)
 
@@ -176,10 +174,7 @@ class Traveller:
         place = unpack_place(departure.place)
         if srk_name(self._own.tpm) != place.srk:
             self._wipe(f"this is not platform {departure.peer}, for which this manager has left")
-        coming = Keyslot(self._state / keyslot.NEXT, self._own.tpm)
-        coming.retained(
-            self._own.root.reveal(), approvals.load(self._state / "approvals", coming.read().authority).approvals
-        )
+        self._stand_on(Keyslot(self._state / keyslot.NEXT, self._own.tpm))
         self._own.auths.become(places.found(place))
         tpm, auths = self._own.tpm, self._own.auths
         try:
@@ -213,7 +208,7 @@ class Traveller:
 
     def _wipe(self, why: str) -> NoReturn:
         """End for certain: systemd forgets the root key, and the PCRs do not give it again before a reset."""
-        systemd.forget(KEPT)
+        systemd.forget(systemd.ROOT_KEY)
         self.wiped = True
         log.critical("REFUSED: %s; this copy ends, its keys are wiped", why)
         raise TakenError(f"{why}: this copy ends, its keys are wiped")
@@ -229,10 +224,10 @@ class Traveller:
             raise StateError(f"this manager cannot {event.name.lower().replace('_', ' ')} now: {told}")
         return step
 
-    def _departing(self, event: Event) -> Departure:
-        self._step(event)
-        departure = self.departure
-        assert departure is not None  # the table has no row without one
+    def _departing(self, event: Event, effect: Effect) -> Departure:
+        """The move that ``event`` is about. ``effect``: what the caller does then; the table says the same."""
+        step, departure = self._step(event), self.departure
+        assert departure is not None and step.effect is effect, "the table has another row"
         return departure
 
     def _asked(self, departure: Departure, message: Commit | Release) -> Told:
@@ -244,17 +239,7 @@ class Traveller:
     @contextmanager
     def _talk(self, side: Side, move: bytes, ordered: bytes, address: str) -> Iterator[Talk]:
         """A conversation with the receiver, up to its keys: both sides have attested each other."""
-        offer = Offer(
-            lowest=VERSION,
-            highest=VERSION,
-            move=move,
-            order=ordered,
-            share=side.share.public.uncompressed,
-            nonce=os.urandom(NONCE_SIZE),
-            move_key=side.key.public.uncompressed,
-            features=self._local.features(),
-            listens="",
-        )
+        offer = side.offering(move, ordered)
         with PeerLink.connect(address) as link:
             try:
                 agreed = link.converse(agreement.offer(side, offer), _ANSWER)

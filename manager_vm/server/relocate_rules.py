@@ -17,7 +17,7 @@ from manager_vm.keys.place import Footing
 from manager_vm.protocol.relocation import Leaving
 from manager_vm.store import atomic
 from manager_vm.store.records import Contents
-from manager_vm.store.relocation import Departure, Expected, Place
+from manager_vm.store.relocation import MOST_WORDS, Departure, Expected, Place
 from manager_vm.trust import policy
 from manager_vm.trust import relocation as trust
 from manager_vm.trust.platform import Platform
@@ -71,6 +71,11 @@ def demand_empty(contents: Contents, order: Order) -> None:
         )
     if expected is not None and expected.manager != order.manager:
         raise MigrationError(f"a place is kept for manager {expected.manager[:16]}... here", Cause.POLICY.word)
+    if len(contents.released) >= MOST_WORDS:
+        raise MigrationError(
+            f"{MOST_WORDS} moves to this platform came to nothing, and a word of each is kept: use another platform",
+            Cause.POLICY.word,
+        )
 
 
 def expecting(contents: Contents, order: Order, expected: Expected) -> Contents:

@@ -11,7 +11,7 @@ from manager_vm.crypto import Key
 from manager_vm.errors import IntegrityError
 from manager_vm.protocol.relocation import Leaving
 
-KEPT = 64  # words that a receiver keeps of moves which came to nothing
+MOST_WORDS = 512  # that a receiver keeps for moves which came to nothing; each may be the only way back of a manager
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,8 @@ class Place:
     ``srk``: Name of the SRK there. ``index``: NV index of the place, ``secret`` its authValue; ``own``: that of the
     receiver's anchor, which goes with the claim. ``platform``: the receiver's root key, from which all other
     authorizations there are derived. ``keyslot``: a file. ``ak``, ``statement``, ``authority``, ``keys``: of its
-    identity, as in ``records.Identity``. ``log``: the event log there, b"" if there is none.
+    identity, as in ``records.Identity``. ``log``: the event log there, b"" if there is none. ``released``: the words
+    that are kept there, as in ``records.Contents``.
     """
 
     srk: bytes
@@ -35,6 +36,7 @@ class Place:
     authority: bytes
     keys: tuple[tuple[bytes, bytes, bytes], ...] = field(repr=False)
     log: bytes = b""
+    released: dict[str, tuple[bytes, bytes]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,7 @@ def pack_place(place: Place) -> bytes:
         "identity": [place.ak, place.statement, place.authority],
         "keys": place.keys,
         "log": place.log,
+        "released": place.released,
     }
     return bytes(msgpack.packb(said))
 
@@ -95,8 +98,9 @@ def unpack_place(data: bytes) -> Place:
         platform, secret = Key(said["platform"]), Key(said["secret"])
         srk, index, own = _bytes(said["srk"]), int(said["index"]), int(said["own"])
         keyslot, log = _bytes(said["keyslot"]), _bytes(said["log"])
-        return Place(srk, index, own, platform, secret, keyslot, ak, statement, authority, keys, log)
-    except (ValueError, KeyError, TypeError, msgpack.UnpackException) as error:
+        released = {str(move): (_bytes(a), _bytes(b)) for move, (a, b) in said["released"].items()}
+        return Place(srk, index, own, platform, secret, keyslot, ak, statement, authority, keys, log, released)
+    except (ValueError, KeyError, TypeError, AttributeError, msgpack.UnpackException) as error:
         raise IntegrityError(f"the place that the receiver has made is of another format ({error})") from None
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from manager_vm.wire.fields import Fixed, Layout, Number, Sized
 
+TUNNEL = "vtpm-manager tunnel"  # label of the key of the hosts' streams, exported from the conversation
 KEY_SIZE = 32  # bytes
 _ATTESTED, _SIGNATURE = Sized(2, 512), Sized(2, 256)
 

@@ -23,6 +23,7 @@ class Middle:
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self._socket.getsockname()[1]}"
         self.kept: list[tuple[bool, bytes]] = []  # all frames, whose they were
+        self._sources: list[socket.socket] = []
         self._closing = False
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -32,12 +33,19 @@ class Middle:
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
 
+    def hang_up(self) -> None:
+        """The sources lose their connections; what is under way in between still goes on to the other side."""
+        for each in self._sources:
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+
     def _accept(self) -> None:
         while not self._closing:
             try:
                 near, _ = self._socket.accept()
             except OSError:
                 return
+            self._sources.append(near)
             _Relay(self, near, self._target, self._between)
 
 

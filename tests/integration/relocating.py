@@ -49,12 +49,12 @@ class Platforms:
         shutil.copytree(manager.state, target, ignore=shutil.ignore_patterns("*.sock"))
         return target
 
-    def at(self, platform: Manager, disk: Path, name: str) -> Manager:
+    def at(self, platform: Manager, disk: Path, name: str, migration: str = "127.0.0.1:0") -> Manager:
         """A manager that would run ``disk`` over the TPM of ``platform``; it is not started."""
         directory = platform.directory.parent / name
         directory.mkdir(mode=0o711)
         shutil.move(disk, directory / "state")
-        where = {"hwtpm": f"swtpm:{platform.directory}/hwtpm", "migration": "127.0.0.1:0"}
+        where = {"hwtpm": f"swtpm:{platform.directory}/hwtpm", "migration": migration}
         manager = Manager(directory, where)
         self.arrived.append(manager)
         return manager

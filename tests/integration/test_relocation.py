@@ -8,8 +8,8 @@ from __future__ import annotations
 import hashlib
 import shutil
 import threading
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from typing import Any
 
 import pytest
@@ -289,6 +289,85 @@ def test_what_the_receiver_has_given_up_is_never_claimed(platforms: Platforms) -
     serves(a, value)
     b.stop()
     assert "not the anchored one" in refused(platforms.at(b, copy, "here"))
+
+
+def test_the_word_that_leads_back_is_there_when_the_receiver_has_vtpms_of_its_own(platforms: Platforms) -> None:
+    a, b = platforms.a, platforms.b
+    value = a.guest("v").extend(16)
+    leave(platforms)
+    host(b, "relocate_abort")
+    b.add("w")
+    with pytest.raises(RefusedError, match="not any more"):
+        host(a, "relocate_hand_over")
+    host(a, "relocate_abort")
+    serves(a, value)
+
+
+def test_the_word_that_leads_back_is_there_when_another_manager_has_come_to_that_platform(platforms: Platforms) -> None:
+    a, b = platforms.a, platforms.b
+    value = a.guest("v").extend(16)
+    leave(platforms)
+    host(b, "relocate_abort")
+    third = b.directory.parent / "third"
+    third.mkdir(mode=0o711)
+    other = Platforms(Manager(third).start(), b)
+    leave(other)
+    host(other.a, "relocate_hand_over")
+    other.a.stop()
+    listened = address(b)
+    b.stop()
+    here = platforms.at(b, platforms.copy(other.a, "moved"), "here", listened).start()
+    here.add("w")
+    host(a, "relocate_abort")
+    serves(a, value)
+
+
+@contextmanager
+def held_back(platforms: Platforms) -> Iterator[Callable[[], None]]:
+    """An ADOPT is on its way, and its source has given up waiting; the call lets it arrive."""
+    arrives = threading.Event()
+
+    def between(at: int, source: bool, frame: bytes) -> bytes:
+        if at == 3:
+            assert source
+            middle.hang_up()
+            assert arrives.wait(50)
+        return frame
+
+    middle = Middle(address(platforms.b), between)
+    with closing(middle):
+        with pytest.raises(VtpmManagerError):
+            platforms.agree(to=middle.address)
+        yield arrives.set
+
+
+def test_an_adopt_that_comes_late_leaves_a_manager_that_has_left_its_way_back(platforms: Platforms) -> None:
+    a, b = platforms.a, platforms.b
+    value = a.guest("v").extend(16)
+    with held_back(platforms) as arrives:
+        agreed = platforms.agree()
+        host(a, "relocate_freeze", park=True)
+        arrives()
+        until(lambda: host(b, "relocation")["move"] not in ("", agreed["move"]), 20, "it has made another place")
+    with pytest.raises(RefusedError, match="not any more"):
+        host(a, "relocate_hand_over")
+    host(a, "relocate_abort")
+    serves(a, value)
+    leave(platforms)  # the place that nobody asks for any more is no obstacle
+    assert host(a, "relocate_hand_over")["state"] == "settled"
+
+
+def test_an_adopt_that_comes_late_takes_no_place_that_was_claimed(platforms: Platforms) -> None:
+    a, b = platforms.a, platforms.b
+    value = a.guest("v").extend(16)
+    with held_back(platforms) as arrives:
+        leave(platforms)
+        host(a, "relocate_hand_over")
+        arrives()
+        until(lambda: "the place is taken" in b.log(), 20, "it is refused")
+    a.stop()
+    b.stop()
+    serves(platforms.at(b, platforms.copy(a, "moved"), "here").start(), value)
 
 
 def test_a_place_that_was_claimed_is_never_given_up(platforms: Platforms) -> None:
