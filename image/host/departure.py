@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from image.host import sparse
-from image.host.control import Asking
 from image.host.guest import Guest
 from image.host.host import Host
 from image.host.hwtpm import Arriving
+from image.host.requests import Other
 from image.host.streams import Streams
 from image.host.transfer import Outgoing
 from image.host.tunnel import seal_file
@@ -104,7 +104,7 @@ class Departure:
         self._follow = follow
         self._streams: Streams
         self._tasks = ExitStack()
-        self._control: Asking | None = None
+        self._control: Other | None = None
         self._outgoing: Outgoing | None = None
         self._frozen = self._switched = False
         self._gone = False  # the destination has it
@@ -166,13 +166,12 @@ class Departure:
         self._freeze(park=False)
         self._phase("memory")
         file = self._host.directory / "memory.sealed"
+        self._tasks.callback(file.unlink, missing_ok=True)
         self._save(file)
         self._switch_over()
         self._phase("send")
-        with open(file, "rb") as source:
-            self._streams.send("ram", lambda fd: sparse.copy(source.fileno(), fd))
+        self._streams.send_file("ram", file)
         self._streams.send("disk", lambda fd: sparse.send(self._host.state_disk, fd))
-        file.unlink()
 
     def _save(self, target: Path) -> None:
         """The VM's memory, encrypted on its way into the file."""
@@ -247,12 +246,11 @@ class Departure:
                 guest.channel = ""
         return ports
 
-    def _settle(self, word: dict[str, str]) -> None:
+    def _settle(self, word: dict[str, bytes]) -> None:
         """The source's TPM is given up, its VM ends, its disk is worth nothing."""
         if word:
             Outgoing(self._host.running_manager()).go_on()
-            said = {name: bytes.fromhex(value) for name, value in word.items()}
-            self._host.links.host("relocate_settle", timeout=_PATIENCE, **said)
+            self._host.links.host("relocate_settle", timeout=_PATIENCE, **word)
             self._host.kill_manager()
         self._host.state_disk.unlink(missing_ok=True)
 

@@ -1,29 +1,18 @@
-"""What operators ask of a host, not of its manager: to move it, or to take one. ``vtpmctl relocate`` asks here.
-
-DIR/relocate.sock, requests as on the admin link (manager_vm/wire/admin.py), one client at a time.
-"""
+"""What operators ask of a host, not of its manager: to move it, or to take one. ``vtpmctl relocate`` asks here."""
 
 from __future__ import annotations
 
-import logging
-import socket
-import threading
-from contextlib import suppress
 from typing import Any
 
-from image.host import departure, unix
+from image.host import departure
 from image.host.departure import Departure
 from image.host.host import Host
 from image.host.landing import Landing
-from manager_vm.errors import ConfigError, RemoteProtocolError, VtpmManagerError
+from image.host.requests import Server, Tell
+from manager_vm.errors import ConfigError, StateError
 from manager_vm.protocol.tunnel import Suite
-from manager_vm.wire import admin, framing
-from manager_vm.wire.admin import Progress, Reply, Request
-
-log = logging.getLogger(__name__)
 
 NAME = "relocate.sock"
-_CHUNK = 65536
 
 
 class Desk:
@@ -31,21 +20,12 @@ class Desk:
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        self._path = path = host.directory / NAME
         self._landing: Landing | None = None
-        self._listener = unix.listen(path, 1)
-        self._closing = False
-        self._thread = threading.Thread(target=self._serve, name="desk", daemon=True)
-        self._thread.start()
+        self._server = Server(host.directory / NAME, {"relocate": self._relocate, "receive": self._receive})
 
     def close(self) -> None:
         """Idempotent."""
-        self._closing = True
-        with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._thread.join()
-        self._listener.close()
-        self._path.unlink(missing_ok=True)
+        self._server.close()
         if self._landing is not None:
             self._landing.close()
 
@@ -55,51 +35,18 @@ class Desk:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _serve(self) -> None:
-        while not self._closing:
-            with suppress(OSError):
-                connection, _ = self._listener.accept()
-                with connection:
-                    self._talk(connection)
-
-    def _talk(self, connection: socket.socket) -> None:
-        decoder = framing.Decoder(admin.MAX_BODY)
-        while data := connection.recv(_CHUNK):
-            try:
-                requests = [admin.from_frame(frame) for frame in decoder.feed(data)]
-            except RemoteProtocolError as error:
-                log.warning("the host's desk: %s", error)
-                return
-            for request in requests:
-                if isinstance(request, Request):
-                    connection.sendall(framing.encode(admin.to_frame(self._answer(connection, request))))
-
-    def _answer(self, connection: socket.socket, request: Request) -> Reply:
-        def tell(text: str) -> None:
-            connection.sendall(framing.encode(admin.to_frame(Progress(request.id, text))))
-
-        try:
-            if request.verb == "receive":
-                return Reply(request.id, self._receive(**request.args))
-            if request.verb == "relocate":
-                return Reply(request.id, self._relocate(tell, **request.args))
-            raise RemoteProtocolError(f"this host does not serve {request.verb!r}; it serves relocate, receive")
-        except VtpmManagerError as error:
-            return Reply(request.id, error=error)
-        except TypeError as error:
-            return Reply(request.id, error=ConfigError(f"{request.verb}: {error}"))
-
-    def _receive(self, at: str = "127.0.0.1:0") -> dict[str, Any]:
-        """Wait for a manager; where the tunnel will end."""
-        if self._landing is None or self._landing.arrived.is_set():
-            if self._landing is not None:
-                self._landing.close()
-            self._landing = Landing(self._host, _address(at))
+    def _receive(self, tell: Tell, at: str = "127.0.0.1:0") -> dict[str, Any]:
+        """Wait for a manager; where the tunnel will end. Each attempt has its own: the receiver gives a key once."""
+        if self._landing is not None:
+            if self._landing.busy:
+                raise StateError("a manager is on its way to this host; wait for that, or abort it at its source")
+            self._landing.close()
+        self._landing = Landing(self._host, _address(at))
         host, port = self._landing.address
         return {"at": f"{host}:{port}"}
 
     def _relocate(
-        self, tell: Any, method: str, receiver: str, to: str, order: bytes, suite: str = "", limit: int = 0
+        self, tell: Tell, method: str, receiver: str, to: str, order: bytes, suite: str = "", limit: int = 0
     ) -> dict[str, Any]:
         """Move this host's manager to the host whose tunnel ends at ``to``."""
         chosen = departure.parse(method)

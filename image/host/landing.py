@@ -13,19 +13,21 @@ import shutil
 import socket
 import threading
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from image.host import sparse, unix
-from image.host.control import Asked
+from image.host import sparse, stored
 from image.host.guest import Guest
 from image.host.host import Host
 from image.host.hwtpm import Arriving
 from image.host.links import Links
+from image.host.requests import Server, Tell
+from image.host.stored import Stored
 from image.host.transfer import Incoming
-from image.host.tunnel import Exit, open_file
+from image.host.tunnel import Exit
 from image.host.vm import Vm
 from manager_vm.crypto import Key
 from manager_vm.errors import HardwareTpmError, HostError, UnreachableError, VtpmManagerError
@@ -39,7 +41,7 @@ _CLAIM = 120.0
 
 
 class Landing:
-    """For one manager. ``address``: where the tunnel ends, once the receiver keeps a place (``ready``)."""
+    """For one attempt of one manager. ``address``: where the tunnel ends, once the receiver keeps a place."""
 
     def __init__(self, host: Host, at: tuple[str, int], suite: Suite = Suite.AES) -> None:
         self._host = host
@@ -49,13 +51,11 @@ class Landing:
         self._directory.mkdir(mode=0o700, exist_ok=True)
         self._tasks = ExitStack()
         self._closing = threading.Event()
-        self._exit: Exit | None = None
         self.key: Key | None = None  # of the tunnel and of memory files, once the receiver has given it
-        self._vm: Vm | None = None
+        self.vm: Vm | None = None  # that comes
+        self.busy = False  # a manager is on its way
         self._incoming: Incoming
-        self._landed: threading.Thread | None = None
-        self._failure = ""
-        self.ready = threading.Event()
+        self._stored = Stored()
         self.arrived = threading.Event()  # the manager that came serves here
         self._thread = threading.Thread(target=self._wait, name="landing", daemon=True)
         self._thread.start()
@@ -64,11 +64,6 @@ class Landing:
     def address(self) -> tuple[str, int]:
         """(host, port) of the tunnel's end."""
         return self._at
-
-    @property
-    def received(self) -> int:
-        """Bytes that came through the tunnel."""
-        return self._exit.received if self._exit is not None else 0
 
     def switch(self, guest: Guest) -> None:
         """Its port, if it has one, ends in the VM that comes."""
@@ -81,20 +76,12 @@ class Landing:
             guest.channel = ""  # it is plugged
         self._host.take_guest(guest)
 
-    def lose_vm(self) -> None:
-        """The VM that comes loses its power."""
-        if self._vm is not None:
-            self._vm.kill()
-
     def close(self) -> None:
         """Idempotent. A manager that has arrived stays."""
         self._closing.set()
         self._thread.join()
         self._tasks.close()
-        if self._landed is not None:
-            self._landed.join()
-        if self._vm is not None and not self.arrived.is_set():
-            self._vm.close()
+        self._clear()
 
     def _wait(self) -> None:
         """Until the receiver keeps a place: then its tunnel is opened."""
@@ -102,31 +89,45 @@ class Landing:
             with suppress(VtpmManagerError):
                 found = self._host.links.host("relocation", timeout=5.0)
                 if found["state"] == "expecting":
-                    key = Key(self._host.links.host("relocate_tunnel", move=found["move"])["tunnel"])
-                    self._open(key)
-                    return
+                    self.key = Key(self._host.links.host("relocate_tunnel", move=found["move"])["tunnel"])
+                    break
+        if self.key is not None:
+            try:
+                self._open(self.key)
+            except (VtpmManagerError, OSError) as error:  # the source is told that it cannot be reached
+                log.error("the tunnel at %s:%d cannot be opened: %s; abort the move at its source", *self._at, error)
 
     def _open(self, key: Key) -> None:
-        self.key = key
-        control = Asked(self._path("control"), self._perform)
-        self._tasks.callback(control.close)
+        verbs = {name: self._spawning(perform) for name, perform in self._verbs().items()}
+        self._tasks.enter_context(Server(self._path("control"), verbs, self._lost))
         streams = {name: self._path(name) for name in STREAMS}
-        self._exit = self._tasks.enter_context(Exit(self._at, key, self._suite, streams))
-        self.ready.set()
+        self._tasks.enter_context(Exit(self._at, key, self._suite, streams))
 
     def _path(self, stream: str) -> Path:
         return self._directory / f"{stream}.sock"
 
     # -- requests of the source's host ------------------------------------------------------------------------
 
-    def _perform(self, verb: str, args: dict[str, Any]) -> Any:
-        verbs = {"hello": lambda: None, "begin": self._begin, "finish": self._finish, "word": self._word}
-        verbs["abort"] = self._abort
-        # a child process ends with the thread that has started it
-        return self._host.spawner.submit(verbs[verb], **args).result()  # type: ignore[arg-type]
+    def _verbs(self) -> dict[str, Callable[..., Any]]:
+        return {
+            "hello": lambda: None,
+            "begin": self._begin,
+            "finish": self._finish,
+            "word": self._word,
+            "abort": self._abort,
+        }
+
+    def _spawning(self, perform: Callable[..., Any]) -> Callable[..., Any]:
+        """A child process ends with the thread that has started it: one that stays does all work."""
+
+        def performed(tell: Tell, **args: Any) -> Any:
+            return self._host.spawner.submit(perform, **args).result()
+
+        return performed
 
     def _begin(self, method: str, disk: int, ports: list[list[str]]) -> None:
         """Room for the disk, and who takes the streams. ``ports``: (id, name) of the guests' ports that come along."""
+        self.busy = True
         with open(self._disk, "wb") as file:
             os.truncate(file.fileno(), disk)
         if method != "stop":
@@ -135,9 +136,9 @@ class Landing:
             self._incoming.export_disk(self._path("disk"))
             self._incoming.listen(self._path("ram"))
             return
-        self._take("disk", lambda fd: sparse.receive(fd, self._disk))
+        self._stored.take(self._path("disk"), lambda fd: sparse.receive(fd, self._disk))
         if method == "suspend":
-            self._take("ram", self._store)
+            self._stored.take(self._path("ram"), stored.memory_into(self._memory))
 
     def _prepare_vm(self, ports: list[list[str]]) -> None:
         """QEMU that waits for the memory of the manager; its TPM is this host's."""
@@ -146,7 +147,7 @@ class Landing:
         links = Links(self._directory)
         spec = host.manager_spec(host.hwtpm.socket)
         spec = replace(spec, directory=self._directory / "vm", ports=links.ports, state_disk=self._disk)
-        self._vm = vm = Vm(spec, host.accelerator, arrives=True)
+        self.vm = vm = Vm(spec, host.accelerator, arrives=True)
         for id_, name in ports:
             vm.plug_port(id_, name, self._port(id_), server=True)
         self._incoming = Incoming(vm)
@@ -154,23 +155,16 @@ class Landing:
     def _port(self, id_: str) -> Path:
         return self._directory / f"{id_}.port"
 
-    def _store(self, fd: int) -> None:
-        """The file as it comes: encrypted."""
-        with open(self._directory / "memory", "wb") as file:
-            sparse.copy(fd, file.fileno())
-
     def _finish(self, method: str) -> None:
         """Everything has come: be the host of this manager."""
-        if self._landed is not None:
-            self._landed.join()
-        if self._failure:
-            raise HostError(self._failure)
+        self._stored.wait()
         if method == "stop":
             self._boot()
             return
-        if method == "suspend":
-            self._restore()
-        if (vm := self._vm) is None:
+        if method == "suspend" and self.key is not None:
+            stored.decrypted(self._memory, self.key, self._suite, self._incoming.read)
+            self._memory.unlink()
+        if (vm := self.vm) is None:
             raise HostError("no VM of a manager has come")
         self._incoming.await_arrived()
         self._incoming.close_export()
@@ -179,11 +173,11 @@ class Landing:
         self._claim(vm)
         self._move_in(vm)
 
-    def _word(self) -> dict[str, str]:
+    def _word(self) -> dict[str, bytes]:
         """That the manager is here, for the source."""
-        word = self._host.links.host("relocate_claimed", timeout=_CLAIM)
+        word: dict[str, bytes] = self._host.links.host("relocate_claimed", timeout=_CLAIM)
         self._host.plug_card()
-        return {name: value.hex() for name, value in word.items()}
+        return word
 
     def _boot(self) -> None:
         """A new VM on the disk that has come; the receiver has claimed for it."""
@@ -191,6 +185,7 @@ class Landing:
         os.replace(self._disk, self._host.state_disk)
         self._host.start_manager(arriving=Arriving.KEEP)
         self.arrived.set()
+        self.busy = False
 
     def _end_receiver(self) -> None:
         """It has done what it is for."""
@@ -223,65 +218,44 @@ class Landing:
         vm.stands_in(host.manager_spec(host.hwtpm.socket))
         host.take_over(vm)
         self.arrived.set()
-
-    def _restore(self) -> None:
-        """Memory from the file, decrypted on its way into QEMU."""
-        assert self.key is not None
-        key = self.key
-        source = os.open(self._directory / "memory", os.O_RDONLY | os.O_CLOEXEC)
-        readable, writable = os.pipe2(os.O_CLOEXEC)
-
-        def decrypt() -> None:
-            try:
-                open_file(source, writable, key, self._suite)
-            except (VtpmManagerError, OSError) as error:
-                self._failure = f"{error}"
-            finally:
-                os.close(writable)
-                os.close(source)
-
-        thread = threading.Thread(target=decrypt, name="decrypt", daemon=True)
-        thread.start()
-        try:
-            self._incoming.read(readable)
-        finally:
-            os.close(readable)
-        thread.join()
-        if self._failure:
-            raise HostError(self._failure)
+        self.busy = False
 
     def _abort(self) -> None:
         """Nothing comes: what was prepared is gone, the receiver stays, or is started again to say so."""
         if self.arrived.is_set():
             raise HostError("the manager is here, and serves")
-        if self._vm is not None:
-            self._vm.close()
-            self._vm = None
+        self._clear()
         if self._host.manager is None:
             self._host.start_manager(arriving=Arriving.KEEP)
+
+    def _lost(self) -> None:
+        """The source's host has hung up: in order, or in the middle of something."""
+        if self.busy and not self.arrived.is_set() and not self._closing.is_set():
+            log.warning("the source's host was lost before its manager had come")
+            try:
+                self._host.spawner.submit(self._abort).result()
+            except VtpmManagerError as error:
+                log.error("the receiver cannot be started again: %s", error)
+
+    def _clear(self) -> None:
+        """Nothing of a manager that has not arrived is left."""
+        self._stored.close()
+        if not self.arrived.is_set():
+            if self.vm is not None:
+                self.vm.close()
+                self.vm = None
+            for file in (self._disk, self._memory):
+                file.unlink(missing_ok=True)
+        self.busy = False
 
     @property
     def _disk(self) -> Path:
         return self._directory / "state.img"
 
-    def _take(self, stream: str, store: Any) -> None:
-        """Have a thread store what comes on a stream."""
-        listener = unix.listen(self._path(stream), 1)
-        before = self._landed
-
-        def run() -> None:
-            with listener:
-                connection, _ = listener.accept()
-            with connection:
-                try:
-                    store(connection.fileno())
-                except (VtpmManagerError, OSError) as error:
-                    self._failure = f"what came on stream {stream!r} cannot be stored: {error}"
-            if before is not None:
-                before.join()
-
-        self._landed = threading.Thread(target=run, name=stream, daemon=True)
-        self._landed.start()
+    @property
+    def _memory(self) -> Path:
+        """Encrypted."""
+        return self._directory / "memory"
 
 
 def _free(host: str) -> tuple[str, int]:

@@ -43,12 +43,6 @@ def receive(fd: int, path: Path) -> None:
             os.pwrite(file.fileno(), _exactly(fd, length), offset)
 
 
-def copy(source: int, target: int) -> None:
-    """Everything, to the end."""
-    while data := os.read(source, _CHUNK):
-        write(target, data)
-
-
 def write(fd: int, data: bytes) -> None:
     """All of it."""
     view = memoryview(data)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from image.host.control import Asking
+from image.host.requests import Other
 from image.host.tunnel import Entrance
 from manager_vm.crypto import Key
 from manager_vm.errors import HostError
@@ -32,12 +33,12 @@ class Streams:
         """Bytes given to TCP."""
         return sum(each.sent for each in self._entrances)
 
-    def control(self) -> Asking:
+    def control(self) -> Other:
         """Reach the other host: its tunnel opens when it has the key from the receiver."""
         deadline = time.monotonic() + _REACH
         while True:
             entrance = Entrance(self._path("control"), self._to, self._key, self._suite, "control")
-            asking = Asking(self._path("control"))
+            asking = Other(self._path("control"))
             try:
                 asking.ask("hello")
                 self._entrances.append(self._tasks.enter_context(entrance))
@@ -69,6 +70,15 @@ class Streams:
                 raise HostError(f"stream {stream!r} to the other host broke: {error}") from None
         if self._entrances[-1].failure:
             raise HostError(f"stream {stream!r} to the other host: {self._entrances[-1].failure}")
+
+    def send_file(self, stream: str, path: Path) -> None:
+        """Send this file as a whole stream."""
+
+        def write(fd: int) -> None:
+            with open(path, "rb") as source, open(fd, "wb", closefd=False) as target:
+                shutil.copyfileobj(source, target)
+
+        self.send(stream, write)
 
     def close(self) -> None:
         """End all; idempotent."""

@@ -89,10 +89,6 @@ class Outgoing:
         if not self._qmp.execute("query-status")["running"]:
             self._qmp.execute("cont")
 
-    def stats(self) -> dict[str, Any]:
-        """QEMU's own account (query-migrate)."""
-        return dict(self._qmp.execute("query-migrate"))
-
     def _info(self) -> dict[str, Any]:
         info = dict(self._qmp.execute("query-migrate"))
         if info.get("status") in ("failed", "cancelled"):

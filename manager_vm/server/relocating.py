@@ -176,9 +176,10 @@ class Serving:
         self.wiring.hold()
 
     def go_on(self, log: bytes | None = None) -> None:
-        """All vTPMs; channels are for the host side to say."""
+        """All vTPMs, with the channels that they have; where they have none any more the host side wires them."""
         self.held.close()
         self.registry.resume()
+        self.wiring.reopen()
         self.wiring.release()
         if log is not None:
             self.log_is(log)

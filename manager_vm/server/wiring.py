@@ -77,13 +77,14 @@ class Wiring:
         log.info("vTPM %s: detached", name)
 
     def reopen(self) -> None:
-        """After a start: open what the records say again. A channel that is not there (yet) is reported, no more."""
+        """Open what the records say and nobody serves. A channel that is not there (yet) is reported, no more."""
         for vtpm in self._registry.all():
             channel = self._registry.record(vtpm.name).channel
             if channel:
                 try:
                     with self._lock:
-                        self._open(vtpm.name, channel)
+                        if not self._is_served(vtpm.name):
+                            self._open(vtpm.name, channel)
                 except VtpmManagerError as error:
                     log.warning("vTPM %s: channel %s cannot be opened: %s", vtpm.name, channel, error)
 

@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -99,3 +99,29 @@ def manager(make: Make) -> Manager:
     if os.geteuid() != 0:
         pytest.fail("run as root: each swtpm has a uid and a network namespace of its own")
     return make().start()
+
+
+@pytest.fixture
+def full() -> Iterator[Callable[[Manager], Path]]:
+    """Fills a manager's state disk, which is a small one of its own from then on. What it gives is in the way."""
+    used: list[Manager] = []
+
+    def fill_up(manager: Manager) -> Path:
+        manager.stop()
+        kept = manager.directory / "kept"
+        manager.state.rename(kept)
+        manager.state.mkdir(mode=0o711)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m,mode=711", "vtpm-test", str(manager.state)], check=True)
+        used.append(manager)
+        shutil.copytree(kept, manager.state, dirs_exist_ok=True)
+        manager.start()
+        filler = manager.state / "filler"
+        free = os.statvfs(manager.state)
+        filler.write_bytes(bytes(free.f_bavail * free.f_frsize))
+        return filler
+
+    yield fill_up
+    for manager in used:
+        if manager.running:
+            manager.stop()
+        subprocess.run(["umount", str(manager.state)], check=True)

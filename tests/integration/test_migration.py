@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -31,7 +30,6 @@ from tests.integration.middle import Between, Middle
 from tests.integration.raw import Session
 from tests.integration.site import Site, address
 from tests.integration.test_audit import entries
-from tests.integration.test_bad_input import fill
 
 INDEX, COUNTER, PERSISTENT = "0x1500016", "0x1500017", "0x81010001"
 TRUST, MOVE, REFUSED, ABORTED, UNCONFIRMED = 6, 20, 21, 22, 23
@@ -633,30 +631,6 @@ def test_a_move_that_is_over_or_never_was_cannot_be_declared_dead_or_given_up(si
     for verb in (("abort", "v"), ("declare-dead", "v", "--yes")):
         with pytest.raises(Refused, match="does not move"):
             site.a.ctl(*verb)
-
-
-@pytest.fixture
-def full(site: Site) -> Iterator[Callable[[Manager], Path]]:
-    """Fills a manager's state disk, which is a small one of its own from then on."""
-    mounted: list[Path] = []
-
-    def fill_up(manager: Manager) -> Path:
-        manager.stop()
-        kept = manager.directory / "kept"
-        manager.state.rename(kept)
-        manager.state.mkdir(mode=0o711)
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m,mode=711", "vtpm-test", str(manager.state)], check=True)
-        mounted.append(manager.state)
-        shutil.copytree(kept, manager.state, dirs_exist_ok=True)
-        manager.start()
-        return fill(manager.state, 0)
-
-    yield fill_up
-    for each in (site.a, site.b):
-        if each.running:
-            each.stop()
-    for path in mounted:
-        subprocess.run(["umount", str(path)], check=True)
 
 
 @pytest.mark.parametrize("who", ["a", "b"])

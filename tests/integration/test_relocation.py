@@ -6,10 +6,12 @@ The receiver stops before the manager that came is started: a hardware TPM has o
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -486,6 +488,24 @@ def test_a_receiver_that_dies_around_its_claim_claims_when_it_is_asked_again(pla
     a.stop()
     b.stop()
     serves(platforms.at(b, platforms.copy(a, "moved"), "here").start(), value)
+
+
+def test_a_manager_that_cannot_leave_for_want_of_room_serves_on_the_channels_that_it_had(
+    platforms: Platforms, full: Callable[[Manager], Path]
+) -> None:
+    a = platforms.a
+    value = a.guest("v").extend(16)
+    filler = full(a)
+    a.ctl("status")
+    assert a.guest("v").pcr(16) == value
+    filler.unlink()
+    platforms.agree()
+    filler.write_bytes(bytes(os.statvfs(a.state).f_bavail * os.statvfs(a.state).f_frsize))
+    with pytest.raises(VtpmManagerError, match="could not be parked"):
+        host(a, "relocate_freeze", park=True)
+    assert a.guest("v").pcr(16) == value
+    filler.unlink()
+    assert host(a, "relocate_freeze", park=True)["state"] == "left"
 
 
 def test_a_second_start_beside_a_manager_that_has_left_is_refused(platforms: Platforms) -> None:
