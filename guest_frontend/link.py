@@ -6,6 +6,7 @@ import logging
 import os
 import select
 import time
+from collections.abc import Callable
 
 from manager_vm.errors import BusyError, ConfigError, ProtocolError, UnreachableError, VtpmManagerError
 from manager_vm.protocol.channel_client import KERNEL_PATIENCE, ChannelClient
@@ -27,10 +28,17 @@ class Link:
     """Owns the end point. Poll ``fileno()`` (if not -1) for ``timeout()`` seconds, then call ``step()``.
 
     ``where``: a channel, or several with commas between them for a vTPM that may move: the session goes on at the next
-    one when this one is lost, or when the manager there says that the vTPM has moved.
+    one when this one is lost, or when the manager there says that the vTPM has moved. ``connect``: how a channel's end
+    point is had (default: ``address.connect``).
     """
 
-    def __init__(self, where: str, patience: float = KERNEL_PATIENCE) -> None:
+    def __init__(
+        self,
+        where: str,
+        patience: float = KERNEL_PATIENCE,
+        connect: Callable[[address.Address], Endpoint] | None = None,
+    ) -> None:
+        self._connect_to = connect or address.connect
         self._addresses = [address.parse(each) for each in where.split(",")]
         self._at = 0  # which of them
         self._tried = 0  # channels in this round that had no vTPM for us
@@ -126,12 +134,13 @@ class Link:
         """Say goodbye and let go of the channel."""
         if self._endpoint is not None:
             self._perform(self._client.goodbye())
+        if self._endpoint is not None:  # the other end may have left meanwhile
             self._endpoint.close()
             self._endpoint = None
 
     def _connect(self, now: float) -> None:
         try:
-            self._endpoint = address.connect(self._address)
+            self._endpoint = self._connect_to(self._address)
         except (UnreachableError, BusyError, ConfigError) as error:
             if isinstance(error, ConfigError) and not self._served:
                 raise

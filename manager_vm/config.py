@@ -20,7 +20,8 @@ class Config:
     instead of warning. ``own_host``: this process is its own host side (``dev``): it names the running boot of
     every wired vTPM itself. ``authority_dir``: an authority of this machine, made if there is none, that the manager
     takes as its own when it has none (``dev``). ``migration``: "HOST:PORT" where other managers reach
-    this one and bring vTPMs, "" = nowhere (port 0: a free one, which ``status`` shows). ``hwtpm``: the hardware TPM,
+    this one and bring vTPMs, "" = nowhere (port 0: a free one, which ``status`` shows). ``shims``: the carrier that the
+    guests of QEMU shims share, a channel, "" = none. ``hwtpm``: the hardware TPM,
     ``device:PATH``, or ``swtpm:DIR`` for ``dev``'s stand-in.
     """
 
@@ -38,6 +39,7 @@ class Config:
     own_host: bool = False
     authority_dir: Path | None = None
     migration: str = ""
+    shims: str = ""
 
 
 def load(path: Path) -> Config:
@@ -64,6 +66,7 @@ def for_dev(directory: Path, *, root: bool) -> Config:
         own_host=True,
         authority_dir=directory.parent / "authority",
         migration="127.0.0.1:0",
+        shims=f"unix:{directory / 'shims.sock'}",
     )
 
 

@@ -29,6 +29,8 @@ from manager_vm.server.relocating import Departed, Idle, Relocating, Serving
 from manager_vm.server.verbs import HOST, Verbs, set_up_card
 from manager_vm.server.watch import Watch
 from manager_vm.server.wiring import Wiring
+from manager_vm.vchan import address
+from manager_vm.vchan.lanes import Lanes
 from manager_vm.vtpm.registry import Registry
 from manager_vm.wire.admin import Request, SignedRequest
 
@@ -69,7 +71,8 @@ def _started(ground: boot.Ground, store: boot.Store, tasks: ExitStack) -> tuple[
     attestor = Attestor(manifest, registry, store.voucher)
     tasks.callback(attestor.close)
     own_channels = config.run_dir / "channels" if config.own_host else None
-    wiring = Wiring(registry, config.command_deadline, attestor, own_channels)
+    lanes = _lanes(config, tasks)
+    wiring = Wiring(registry, config.command_deadline, attestor, own_channels, lanes)
     tasks.callback(wiring.close)
     if config.own_host:
         wiring.reopen()
@@ -91,7 +94,16 @@ def _started(ground: boot.Ground, store: boot.Store, tasks: ExitStack) -> tuple[
     tasks.callback(admin_link.close)
     tasks.callback(moving.interrupt)
     tasks.callback(wiring.hasten, _GRACE)  # the first thing at every end
-    return watch, moving, relocating, host_link, admin_link
+    return watch, moving, relocating, host_link, admin_link, *([lanes] if lanes is not None else [])
+
+
+def _lanes(config: Config, tasks: ExitStack) -> Lanes | None:
+    if not config.shims:
+        return None
+    carrier = address.parse(config.shims)
+    lanes = Lanes(lambda: address.serve(carrier), f"shims' carrier {config.shims}")
+    tasks.callback(lanes.close)
+    return lanes
 
 
 def _provisioned(ground: boot.Ground, stop: int) -> bool:

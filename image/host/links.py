@@ -1,4 +1,4 @@
-"""The host's two links to its manager: the admin link (operators) and the host link (wiring, boot numbers)."""
+"""The host's links to its manager: admin (operators), host (wiring, boot numbers), and the carrier of QEMU shims."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from manager_vm.trust.signing import SigningKey
 
 log = logging.getLogger(__name__)
 
-ADMIN_PORT, HOST_PORT = "org.vtpm.admin", "org.vtpm.host"
+ADMIN_PORT, HOST_PORT, SHIMS_PORT = "org.vtpm.admin", "org.vtpm.host", "org.vtpm.shims"
 _CALL = 30.0  # seconds for one request
 _RETRY = 0.2  # seconds between two tries
 _COMPLAIN = 5.0  # seconds between two lines about the same trouble
@@ -27,6 +27,7 @@ class Links:
     def __init__(self, directory: Path) -> None:
         self.admin_socket = directory / "admin.sock"
         self.host_socket = directory / "host.sock"
+        self.shims_socket = directory / "shims.sock"  # a QEMU shim's, not ours
         self.key: SigningKey | None = None  # the operator's
         self._closed = threading.Event()
         self._locks = {self.admin_socket: threading.Lock(), self.host_socket: threading.Lock()}
@@ -34,7 +35,7 @@ class Links:
     @property
     def ports(self) -> tuple[tuple[str, Path], ...]:
         """The manager VM's virtio-serial ports for these links."""
-        return (ADMIN_PORT, self.admin_socket), (HOST_PORT, self.host_socket)
+        return (ADMIN_PORT, self.admin_socket), (HOST_PORT, self.host_socket), (SHIMS_PORT, self.shims_socket)
 
     def admin(self, verb: str, *, timeout: float = 180.0, **args: Any) -> Any:
         """An operator's request, signed with ``key``."""

@@ -46,6 +46,12 @@ class SessionState:
     command: bytes = b""
     response: bytes | None = None
 
+    @property
+    def shut_down(self) -> bool:
+        """Whether the last command was a TPM2_Shutdown that succeeded (Part 3, 9.4)."""
+        done = self.response is not None and tpm.response_code(self.response) == tpm.RC.TPM_RC_SUCCESS
+        return done and tpm.command_code(self.command) == tpm.CC.TPM2_Shutdown
+
     def __repr__(self) -> str:
         return f"SessionState(last_seq={self.last_seq})"
 
@@ -96,11 +102,11 @@ class Verdict(Enum):
 
 
 class ChannelServer:
-    """The automaton. ``localities`` are those that the wiring allows."""
+    """The automaton. ``localities`` are those that the present channel may use."""
 
     def __init__(self, state: SessionState | None = None, localities: frozenset[int] = frozenset({0})) -> None:
         self._state = state or SessionState()
-        self._localities = localities
+        self.localities = localities
         self._greeted = False
         self._running: Command | None = None
         self._orphaned = False  # the running command belongs to a session that is over
@@ -222,7 +228,7 @@ class ChannelServer:
 
     def _new(self, command: Command) -> list[Action]:
         rc = tpm.check_frame(command.command)
-        if rc is None and command.locality not in self._localities:
+        if rc is None and command.locality not in self.localities:
             rc = tpm.RC.TPM_RC_LOCALITY
         self._running = command
         if rc is not None:

@@ -34,10 +34,22 @@ _PATIENCE = 1.0  # seconds for a front end to make room for an answer; its ring 
 
 
 class GuestChannel:
-    """Serves one vTPM on one server end point until ``close``. ``deadline``: seconds per command."""
+    """Serves one vTPM on one server end point until ``close``. ``deadline``: seconds per command.
 
-    def __init__(self, vtpm: Vtpm, endpoint: Endpoint, address: str, deadline: float, attestor: Attestor) -> None:
+    ``localities``: that the front end may use: a guest's own has 0 alone, a QEMU shim says what the machine does.
+    """
+
+    def __init__(
+        self,
+        vtpm: Vtpm,
+        endpoint: Endpoint,
+        address: str,
+        deadline: float,
+        attestor: Attestor,
+        localities: frozenset[int] = frozenset({0}),
+    ) -> None:
         self.address = address
+        self._localities = localities
         self._vtpm = vtpm
         self._endpoint = endpoint
         self._decoder = framing.Decoder(channel.MAX_BODY, resync=endpoint.lossy)
@@ -211,6 +223,7 @@ class GuestChannel:
         """The vTPM's automaton; a resume or a start put a new one there, which knows no front end yet."""
         if self._vtpm.channel is not self._automaton and not self._execution.running:
             self._automaton = self._vtpm.channel
+        self._automaton.localities = self._localities
         return self._automaton
 
     def _perform(self, actions: list[Action]) -> None:

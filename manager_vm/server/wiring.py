@@ -12,18 +12,32 @@ from manager_vm.server.attestor import Attestor
 from manager_vm.server.guest_channel import GuestChannel
 from manager_vm.store import atomic
 from manager_vm.vchan import address
+from manager_vm.vchan.address import Address, Kind
+from manager_vm.vchan.endpoint import Endpoint
+from manager_vm.vchan.lanes import Lanes
 from manager_vm.vtpm.registry import Registry
 
 log = logging.getLogger(__name__)
+
+GUEST_LOCALITIES, SHIM_LOCALITIES = frozenset({0}), frozenset(range(5))
 
 
 class Wiring:
     """Thread-safe. One channel per vTPM, one vTPM per channel.
 
     ``own_channels``: the directory where a manager that is its own host side serves vTPMs, None for others.
+    ``lanes``: the carrier that the guests of QEMU shims share, None if there is none.
     """
 
-    def __init__(self, registry: Registry, deadline: float, attestor: Attestor, own_channels: Path | None) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        deadline: float,
+        attestor: Attestor,
+        own_channels: Path | None = None,
+        lanes: Lanes | None = None,
+    ) -> None:
+        self._lanes = lanes
         self._own_channels = own_channels
         self._registry = registry
         self._attestor = attestor
@@ -42,8 +56,7 @@ class Wiring:
 
     def attach(self, name: str, channel: str) -> bool:
         """Serve vTPM ``name`` on ``channel``; a broken channel is reopened. False: the same pair again, no change."""
-        address.parse(channel)
-        self._registry.get(name)
+        self._demand_possible(name, address.parse(channel))
         with self._lock:
             self._refuse_double(name, channel)
             if self._is_served(name):
@@ -127,15 +140,29 @@ class Wiring:
             raise BusyError(f"the last command on the channel of vTPM {name!r} still executes; try again")
         if old is not None:
             self._channels.pop(name).close()
-        endpoint = address.serve(address.parse(channel))
+        where = address.parse(channel)
+        endpoint, localities = self._serve(where)
         try:
             vtpm = self._registry.get(name)
-            self._channels[name] = GuestChannel(vtpm, endpoint, channel, self._deadline, self._attestor)
+            self._channels[name] = GuestChannel(vtpm, endpoint, channel, self._deadline, self._attestor, localities)
         except BaseException:
             endpoint.close()
             raise
         if self._latest is not None:
             self._channels[name].hasten(self._latest - time.monotonic())
+
+    def _serve(self, where: Address) -> tuple[Endpoint, frozenset[int]]:
+        """The manager's end, and the localities that may be used on it."""
+        if where.kind is not Kind.SHIM:
+            return address.serve(where), GUEST_LOCALITIES
+        if self._lanes is None:
+            raise ConfigError("this manager has no carrier for QEMU shims ('shims' in its configuration)")
+        return self._lanes.lane(where.argument), SHIM_LOCALITIES
+
+    def _demand_possible(self, name: str, where: Address) -> None:
+        self._registry.get(name)
+        if where.kind is Kind.SHIM and where.argument != name:
+            raise ConfigError(f"a shim's channel is named as its vTPM: shim:{name}")
 
     def _is_served(self, name: str) -> bool:
         return name in self._channels and self._channels[name].serves(self._registry.get(name))

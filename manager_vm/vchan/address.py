@@ -1,6 +1,6 @@
 """Channel addresses: what stands in ``CHANNEL`` on every command line, and how an end point comes of it.
 
-unix:PATH | ivshmem[:PCI-ADDRESS] | virtio-serial:NAME
+unix:PATH | ivshmem[:PCI-ADDRESS] | virtio-serial:NAME | shim:NAME; on a host also socket:PATH
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from manager_vm.errors import ConfigError
 from manager_vm.vchan.endpoint import Endpoint
 
-GRAMMAR = "unix:PATH | ivshmem[:PCI-ADDRESS] | virtio-serial:NAME"
+GRAMMAR = "unix:PATH | ivshmem[:PCI-ADDRESS] | virtio-serial:NAME | shim:NAME"
 _PCI = re.compile(r"[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 _PORT = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -24,6 +24,8 @@ class Kind(StrEnum):
     UNIX = "unix"
     IVSHMEM = "ivshmem"
     VIRTIO_SERIAL = "virtio-serial"
+    SOCKET = "socket"  # the host's end of a VM's virtio-serial port: front ends only
+    SHIM = "shim"  # a lane of the carrier that all QEMU shims of a host share
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,8 @@ def parse(text: str) -> Address:
         Kind.UNIX: argument.startswith("/"),
         Kind.IVSHMEM: not argument or bool(_PCI.fullmatch(argument)),
         Kind.VIRTIO_SERIAL: bool(_PORT.fullmatch(argument)),
+        Kind.SOCKET: argument.startswith("/"),
+        Kind.SHIM: bool(_PORT.fullmatch(argument)),
     }
     if kind not in list(Kind) or not valid[Kind(kind)]:
         raise ConfigError(f"{text!r} is no channel: use {GRAMMAR} (PATH absolute, PCI-ADDRESS like 0000:05:00.0)")
@@ -65,6 +69,10 @@ def serve(address: Address) -> Endpoint:
             from manager_vm.vchan.virtio_serial import PortEndpoint
 
             return PortEndpoint(address.argument)
+        case Kind.SOCKET:
+            raise ConfigError("socket:PATH is the end of a VM's port at its host: front ends use it")
+        case Kind.SHIM:
+            raise ConfigError("a lane is part of a carrier that others share, and has no end point of its own")
 
 
 def connect(address: Address) -> Endpoint:
@@ -82,3 +90,9 @@ def connect(address: Address) -> Endpoint:
             from manager_vm.vchan.virtio_serial import PortEndpoint
 
             return PortEndpoint(address.argument)
+        case Kind.SOCKET:
+            from manager_vm.vchan.socket_stream import SocketStream
+
+            return SocketStream(Path(address.argument))
+        case Kind.SHIM:
+            raise ConfigError("a lane is part of a carrier that others share, and has no end point of its own")

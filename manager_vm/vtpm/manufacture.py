@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from enum import Enum, auto
 
 from manager_vm.errors import SwtpmError
 from manager_vm.keys.ek_ca import EkCa
@@ -52,6 +53,13 @@ def manufacture(device: Tpm, ca: EkCa) -> Manufactured:
     _write_certificate(device, CHAIN_INDEX, ca.certificate)
     orderly_shutdown(device)
     return Manufactured(names, certificates)
+
+
+class Firmware(Enum):
+    """Who does what firmware does with a TPM after _TPM_Init."""
+
+    OURS = auto()  # the guest's sees no TPM: its channel is there for its kernel alone
+    GUESTS = auto()  # it starts the TPM up, measures, and closes the platform hierarchy
 
 
 def power_on(device: Tpm, platform_auth: bytes) -> None:

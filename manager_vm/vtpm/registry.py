@@ -22,7 +22,7 @@ from manager_vm.store.records import VtpmRecord
 from manager_vm.trust.group import DEFAULT
 from manager_vm.vtpm import boots, changes, room, steps
 from manager_vm.vtpm.reserve import Reservations
-from manager_vm.vtpm.steps import Disk, Loss, Result
+from manager_vm.vtpm.steps import Boot, Disk, Loss, Result
 from manager_vm.vtpm.vtpm import Vtpm
 from manager_vm.wire.channel import Reason
 
@@ -215,7 +215,7 @@ class Registry:
 
     def _power_on(self, record: VtpmRecord, boot: int) -> Result:
         vtpm, keys = self.get(record.name), self._manifest.contents.keys[record.uuid]
-        return steps.power_on(self._disk, record, keys, vtpm.run, boot)
+        return steps.power_on(self._disk, record, keys, vtpm.run, Boot.of(record, boot, vtpm.channel.state))
 
     def _apply(self, vtpm: Vtpm, event: Event, step: Callable[[VtpmRecord], Result], *, named: int = 0) -> VtpmRecord:
         """Step, commit, clean up, for one vTPM. ``named``: the boot that the host side has reported with this."""

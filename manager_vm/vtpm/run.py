@@ -18,6 +18,7 @@ from manager_vm.protocol.channel_server import SessionState
 from manager_vm.store import atomic
 from manager_vm.store.blobs import ParkedState
 from manager_vm.vtpm import manufacture
+from manager_vm.vtpm.manufacture import Firmware
 from manager_vm.vtpm.sandbox import Sandbox
 from manager_vm.vtpm.swtpm import StateBlobs, Swtpm
 from manager_vm.wire import tpm
@@ -102,16 +103,21 @@ class Run:
         """_TPM_Init without a change of state: for a run that is only read."""
         self._swtpm.init()
 
-    def power_cycle(self) -> None:
-        """_TPM_Init, as a reset of the machine does it, after an orderly shutdown (no dictionary-attack strike)."""
-        manufacture.orderly_shutdown(self)
-        self._swtpm.stop()
-        self.power_on()
+    def power_cycle(self, firmware: Firmware, *, shut_down: bool) -> None:
+        """_TPM_Init, as a reset of the machine does it, after an orderly shutdown (no dictionary-attack strike).
 
-    def power_on(self) -> None:
+        ``shut_down``: the guest has done that as its last command, with STATE perhaps, and its firmware will go on.
+        """
+        if not shut_down:
+            manufacture.orderly_shutdown(self)
+        self._swtpm.stop()
+        self.power_on(firmware)
+
+    def power_on(self, firmware: Firmware) -> None:
         """_TPM_Init and what firmware does: Startup(CLEAR), a random platformAuth that nobody learns."""
         self._swtpm.init()
-        manufacture.power_on(self, os.urandom(_AUTH_SIZE))
+        if firmware is Firmware.OURS:
+            manufacture.power_on(self, os.urandom(_AUTH_SIZE))
         self.sync()
 
     def execute(self, command: bytes) -> bytes:

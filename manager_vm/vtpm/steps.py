@@ -21,8 +21,9 @@ from manager_vm.protocol.lifecycle import Event, State, after
 from manager_vm.store import atomic, blobs
 from manager_vm.store.blobs import ParkedState, StoredBlob
 from manager_vm.store.records import MAX_REASON, Contents, VtpmKeys, VtpmRecord
+from manager_vm.vchan.address import Kind
 from manager_vm.vtpm import statefile
-from manager_vm.vtpm.manufacture import manufacture
+from manager_vm.vtpm.manufacture import Firmware, manufacture
 from manager_vm.vtpm.run import Launcher, Run
 
 log = logging.getLogger(__name__)
@@ -96,12 +97,27 @@ def park(disk: Disk, record: VtpmRecord, run: Run, session: SessionState, *, res
     return Result(new, VtpmKeys(stored.key))
 
 
-def power_on(disk: Disk, record: VtpmRecord, keys: VtpmKeys, run: Run | None, boot: int) -> Result:
-    """_TPM_Init for boot number ``boot``: in the running process, or from what the disk holds."""
+@dataclass(frozen=True, slots=True)
+class Boot:
+    """A reset of a vTPM's VM. ``shut_down``: TPM2_Shutdown was the last that its guest did."""
+
+    number: int
+    firmware: Firmware = Firmware.OURS
+    shut_down: bool = False
+
+    @classmethod
+    def of(cls, record: VtpmRecord, number: int, session: SessionState) -> Boot:
+        """Boot ``number`` of the VM at the channel that the record names; ``session``: of the boot before."""
+        firmware = Firmware.GUESTS if record.channel.startswith(f"{Kind.SHIM}:") else Firmware.OURS
+        return cls(number, firmware, session.shut_down)
+
+
+def power_on(disk: Disk, record: VtpmRecord, keys: VtpmKeys, run: Run | None, boot: Boot) -> Result:
+    """_TPM_Init for this boot: in the running process, or from what the disk holds."""
     if run is not None and not run.died():
         try:
-            run.power_cycle()
-            return Result(replace(record, boot=boot, reason=""), keys, run, _new_session())
+            run.power_cycle(boot.firmware, shut_down=boot.shut_down)
+            return Result(replace(record, boot=boot.number, reason=""), keys, run, _new_session())
         except SwtpmError as error:
             log.warning("vTPM %s: %s; it is killed and started from its file", record.name, error)
             run.kill()
@@ -110,11 +126,11 @@ def power_on(disk: Disk, record: VtpmRecord, keys: VtpmKeys, run: Run | None, bo
             raise
     new_run = Run.start(disk.launcher, record.uid)
     try:
-        _load_for_power_on(disk, record, keys, new_run)
+        _load_for_power_on(disk, record, keys, new_run, boot)
     except BaseException:
         new_run.discard()
         raise
-    new = replace(record, state=State.RUNNING, run=new_run.name, boot=boot, resume=False, reason="")
+    new = replace(record, state=State.RUNNING, run=new_run.name, boot=boot.number, resume=False, reason="")
     return Result(new, replace(keys, run=new_run.key), new_run, _new_session())
 
 
@@ -194,19 +210,19 @@ def _remove(path: Path) -> None:
         log.warning("%s; it is not needed any more", error)
 
 
-def _load_for_power_on(disk: Disk, record: VtpmRecord, keys: VtpmKeys, run: Run) -> None:
+def _load_for_power_on(disk: Disk, record: VtpmRecord, keys: VtpmKeys, run: Run, boot: Boot) -> None:
     if record.run and keys.run is not None:
         _demand_run_file(disk, record)
         run.restore_permanent(_salvage(disk, record, keys))
-        run.power_on()
+        run.power_on(boot.firmware)
         return
     state = blobs.load(disk.blobs, record.uuid, _stored(record, keys))
     if state.volatile and record.state is State.PARKED:
         run.restore(state)
-        run.power_cycle()
+        run.power_cycle(boot.firmware, shut_down=state.session.shut_down)
     else:
         run.restore_permanent(state.permanent)
-        run.power_on()
+        run.power_on(boot.firmware)
 
 
 def _demand_run_file(disk: Disk, record: VtpmRecord) -> None:
