@@ -17,6 +17,7 @@ _DISK = "state"  # QEMU's drive, also the export's name
 _JOB = "mirror"
 _TRICKLE = 64 << 10  # bytes/s
 _FULL_SPEED = 1 << 40
+_RUNS, _STOPS = 1, 2_000_000  # ms that the VM may be stopped for, at most: it runs on, it stops at once
 _SOON = (4 << 20, 32 << 20)  # bytes of memory that are left when the last round is near, at least and at most
 _AHEAD = 0.3  # seconds of the stream, likewise
 _POLL = 0.02
@@ -43,7 +44,7 @@ class Outgoing:
         """Begin to send the memory while the VM runs; it stops, and waits for ``finish``, when little is left."""
         wanted = [{"capability": "pause-before-switchover", "state": True}]
         self._qmp.execute("migrate-set-capabilities", capabilities=wanted)
-        self._qmp.execute("migrate-set-parameters", max_bandwidth=_FULL_SPEED, downtime_limit=1)
+        self._qmp.execute("migrate-set-parameters", max_bandwidth=_FULL_SPEED, downtime_limit=_RUNS)
         self._qmp.execute("migrate", uri=uri)
 
     def await_last_round(self) -> None:
@@ -59,11 +60,15 @@ class Outgoing:
         self._await(near, "most of the memory is sent")
 
     def trickle(self, on: bool) -> None:
-        """Hold the stream back, or let it go."""
+        """Hold the stream back, or let it go: the VM stops then, however much it has written meanwhile.
+
+        The manager serves nobody any more. More rounds while it runs would last as long as what they save, and have no
+        end where the VM writes faster than the link carries.
+        """
         if on:
             self._qmp.execute("migrate-set-parameters", max_bandwidth=_TRICKLE)
         else:
-            self._qmp.execute("migrate-set-parameters", max_bandwidth=_FULL_SPEED, downtime_limit=300)
+            self._qmp.execute("migrate-set-parameters", max_bandwidth=_FULL_SPEED, downtime_limit=_STOPS)
 
     def finish(self) -> None:
         """The VM stops, the rest is sent. HostError if it did not arrive: the VM runs on here then."""
