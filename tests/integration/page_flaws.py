@@ -26,10 +26,21 @@ MEASURE = """(() => {
   const background = getComputedStyle(canvas).color;
   canvas.remove();
   const written = shown.filter(own);
+  const torn = [];
+  for (const e of written.filter((e) => !e.ownerSVGElement)) {
+    for (const node of [...e.childNodes].filter((n) => n.nodeType === 3)) {
+      for (const word of node.data.matchAll(/[^\\s/-]{2,20}/g)) {
+        const range = document.createRange();
+        range.setStart(node, word.index);
+        range.setEnd(node, word.index + word[0].length);
+        if (range.getClientRects().length > 1) torn.push(word[0]);
+      }
+    }
+  }
   const upright = (e) => !/rotate\\(-?[1-9]/.test(e.getAttribute('transform') || '');
   return {
     screen: screen.width, inner: width, scroll: document.documentElement.scrollWidth, background,
-    resources: performance.getEntriesByType('resource').length,
+    resources: performance.getEntriesByType('resource').length, torn,
     wide: shown.filter((e) => !e.closest('.scroll table') && !e.closest('pre') && seen(e)
       && (box(e)[2] > width + .5 || box(e)[0] < -.5)).map((e) => e.tagName),
     texts: written.map((e) => [e.textContent.trim().slice(0, 40), size(e),
@@ -78,6 +89,9 @@ def _letters(page: Measured) -> Iterator[str]:
     for text, size, _ in page["texts"]:
         if size < SMALLEST:
             yield f"{text!r} has {size:.1f} px"
+
+    if page["torn"]:
+        yield f"words are torn: {page['torn'][:5]}"
 
 
 def _plot(plot: dict[str, Any]) -> Iterator[str]:

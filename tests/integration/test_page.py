@@ -115,6 +115,11 @@ _PLOT = re.compile(r"<figure>.*?</figure>", re.DOTALL)
         (re.compile("<h2>"), '<p style="width: 700px">wide</p><h2>', "px wide on 390 px"),
         (re.compile("<h2>"), '<p style="font-size: 10px">small</p><h2>', "'small' has 10.0 px"),
         (re.compile("<h2>"), '<p style="color: #888">pale</p><h2>', "'pale' is rgb(136, 136, 136)"),
+        (
+            re.compile("<h2>"),
+            '<p style="width: 3ch; overflow-wrap: anywhere">narrow</p><h2>',
+            "words are torn: ['narrow'",
+        ),
         (re.compile("</svg>"), '<text x="340" y="20">half of it</text></svg>', "'half of it' is cut off"),
         (re.compile("(<text .*?</text>)", re.DOTALL), r"\1\1", "is written over"),
         (re.compile('<meta name="viewport"[^>]*>'), "", "on a screen of 390 px"),

@@ -13,14 +13,16 @@ from tests.bench.compare.result import BANDWIDTH, EVACUATE, GRID, METHODS, SUITE
 
 _PAGE = """<style>
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: .5rem 1.5rem; }
-figure { margin: .4rem 0; } th { white-space: normal; vertical-align: bottom; } th, td { padding: .2rem .5rem; }
+figure { margin: .4rem 0; } th { white-space: normal; vertical-align: bottom; } th, td { padding: .2rem .4rem; }
+body { max-width: 68rem; } .note { display: block; min-width: 9rem; white-space: normal; text-align: left; }
 @media print {
   :root { color-scheme: light; }
   body { max-width: none; margin: 0; padding: 0; font-size: 9pt; }
   h2, h3 { break-after: avoid; } figure, tr { break-inside: avoid; }
   .plots { grid-template-columns: 1fr 1fr; gap: .3rem; }
   .scroll { overflow: visible; } table { width: 100%; font-size: 8.5pt; }
-  th, td { padding: .1rem .2rem; white-space: normal; min-width: 0 !important; overflow-wrap: anywhere; }
+  th, td { padding: .1rem .2rem; white-space: normal; min-width: 0 !important; }
+  .note { min-width: 5rem; }
 }
 </style>"""
 _CROSS_NOTE = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from html import escape
 
 from tests.bench import markup
 from tests.bench.compare import result
@@ -66,7 +67,8 @@ def figures(outcomes: Sequence[Outcome], part: str) -> str:
     chosen = [each for each in outcomes if each.job.part == part]
     order = {method: number for number, method in enumerate(METHODS)}
     chosen.sort(key=lambda each: (each.job.memory, each.job.count, each.job.limit, order[each.job.method]))
-    return markup.table(HEAD, [row(each) for each in chosen], _WORDS)
+    rows = [row(each) for each in chosen]
+    return markup.table(HEAD, [(*cells, f'<span class="note">{escape(note)}</span>') for *cells, note in rows], _WORDS)
 
 
 def row(outcome: Outcome) -> tuple[str, ...]:
