@@ -60,8 +60,9 @@ def test_every_plot_is_drawn_and_all_text_can_be_read(
     assert flaws(browser) == []
 
 
-def test_the_page_about_whole_managers_is_no_worse(browser: Browser, tmp_path: Path) -> None:
-    found = made_up_moves.outcomes(methods=WHOLE)
+@pytest.mark.parametrize("counts", [(1,), (1, 10, 50, 200)])
+def test_the_page_about_whole_managers_is_no_worse(browser: Browser, tmp_path: Path, counts: tuple[int, ...]) -> None:
+    found = made_up_moves.outcomes(counts, WHOLE)
     browser.look()
     browser.open(written(tmp_path, made_up_moves.page(found, relocate.__doc__ or "", "relocate")), *_PHONE, phone=True)
     assert flaws(browser) == []
