@@ -12,7 +12,7 @@ import pytest
 
 from manager_vm.errors import HostError
 from manager_vm.protocol.tunnel import Suite
-from tests.bench.compare import findings, overhead, report, result, wire
+from tests.bench.compare import drawing, findings, overhead, report, result, wire
 from tests.bench.compare.overhead import Verdict
 from tests.bench.compare.result import BANDWIDTH, EVACUATE, GRID, METHODS, SUITES, WHOLE, Figures, Job, Outcome
 from tests.bench.compare.schedule import Schedule
@@ -137,6 +137,13 @@ def test_the_page_has_its_plots_in_it_and_names_no_other_place() -> None:
     assert "http" not in shown and "url(" not in shown.replace("url(#", "") and "@import" not in shown
     assert set(re.findall(r'(?:src|href)="([^"#]+)', shown)) == {"compare.json"}
     assert ">precopy</text>" in shown and "@media print" in shown
+
+
+@pytest.mark.parametrize("heights", [{10: 11.0}, {1: 1.56, 10: 1.6}, {1: 0.004, 10: 900.0}])
+def test_an_axis_has_at_least_two_numbers_and_no_crowd_of_them(heights: dict[int, float]) -> None:
+    drawn = drawing.lines("title", "seconds", {"precopy": heights}, [1, 10])
+    vertical = re.findall(r"text-anchor: end[^>]*>([0-9.]+)<", drawn)
+    assert 2 <= len(vertical) <= 8 and len(set(vertical)) == len(vertical)
 
 
 def test_a_page_about_whole_managers_compares_them_with_each_other_only() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -83,8 +84,9 @@ def dots(title: str, unit: str, found: Mapping[str, Sequence[float]]) -> str:
 def _scale(axes: Axes, low: float, high: float) -> None:
     """Some room, and as many numbers as can be read."""
     if low > 0:
-        axes.set_ylim(low / _ROOM, high * _ROOM)
-        few = high * _ROOM < low / _ROOM * 10**_DECADES
+        room = max(_ROOM, math.sqrt(10 * low / high))  # at least one decade: it has numbers to be read
+        axes.set_ylim(low / room, high * room)
+        few = high * room < low / room * 10**_DECADES
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0,)))
 
 

@@ -27,6 +27,8 @@ HEAD = (
 _WORDS = 3
 _NONE = "-"
 _TRUST_HEAD = ("method", "what is attested", "what the network sees", "what is trusted beyond that", "needs")
+_ATTESTED = "both managers before; memory that arrives was not measured there: it is the one that the source attested"
+_IN_CLEAR = "both hosts with the whole memory, and so with the keys of all vTPMs at once"
 _TRUST = (
     (
         "stop",
@@ -37,16 +39,16 @@ _TRUST = (
     ),
     (
         "suspend",
-        "both managers before; memory that arrives was not measured there: it is the one that the source attested",
+        _ATTESTED,
         "ciphertext of memory and disk; the memory file is encrypted too",
-        "both hosts with the whole memory, and so with the keys of all vTPMs at once",
+        _IN_CLEAR,
         "an empty, enrolled receiver; processors that fit",
     ),
     (
         "precopy",
-        "as suspend",
+        _ATTESTED,
         "ciphertext of memory and disk, in the tunnel",
-        "as suspend; and a link that lasts for the whole of the memory",
+        f"{_IN_CLEAR}; and a link that lasts for the whole of the memory",
         "an empty, enrolled receiver; processors that fit",
     ),
     (
@@ -109,7 +111,7 @@ def phases(outcomes: Sequence[Outcome]) -> str:
         for each in outcomes
         if each.figures and each.figures.phases
     ]
-    return markup.table(("part", "run", "phase and the second at which it began"), rows, words=3)
+    return wrapped(markup.table(("part", "run", "phase and the second at which it began"), rows, words=3))
 
 
 def commands(outcomes: Sequence[Outcome]) -> str:
