@@ -6,7 +6,7 @@ cd "$(dirname "$0")"
 readonly VENV=.venv
 readonly PACKAGES=(
   qemu-system-x86 ovmf swtpm swtpm-tools mmdebstrap debian-archive-keyring tpm2-tools libtss2-dev libtss2-tcti-cmd0
-  libtss2-tcti-swtpm0 shellcheck python3-venv python3-dev gcc pkg-config openssl util-linux git ca-certificates
+  libtss2-tcti-swtpm0 chromium shellcheck python3-venv python3-dev gcc pkg-config openssl util-linux git ca-certificates
 )
 START=$SECONDS
 
@@ -15,7 +15,8 @@ usage() {
 usage: ./build.sh run             build what is missing, boot manager + guest, show a guest using its TPM
        ./build.sh test [SUITE]    core proofs; SUITE: unit | integration | system | full (everything, keeps a report)
        ./build.sh image [ARGS]    build the appliance and the guest image (ARGS for `python3 -m image.builder`)
-       ./build.sh bench [NAME]    benchmarks; JSON and HTML under build/bench
+       ./build.sh bench [NAME]    benchmarks (command, compare, hierarchy, migrate, relocate; NAME --help: its options);
+                                  JSON and HTML under build/bench
        ./build.sh clean           remove build/ and .venv of this checkout
 
 environment:

@@ -6,6 +6,7 @@ The memory stream can be held back (``trickle``), so that something can be done 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ _DISK = "state"  # QEMU's drive, also the export's name
 _JOB = "mirror"
 _TRICKLE = 64 << 10  # bytes/s
 _FULL_SPEED = 1 << 40
+_STOPS = 2_000_000  # ms, QEMU's most: a VM that may be stopped so long stops at once
 _SOON = (4 << 20, 32 << 20)  # bytes of memory that are left when the last round is near, at least and at most
 _AHEAD = 0.3  # seconds of the stream, likewise
 _POLL = 0.02
-_PATIENCE = 300.0  # seconds for a disk or a round
+_PATIENCE = 300.0  # seconds for a disk, or in which no memory moves
 _OVER = ("completed", "failed", "cancelled")
 
 
@@ -56,14 +58,18 @@ class Outgoing:
             left = ram.get("remaining", 1 << 62) if ram.get("transferred") else 1 << 62
             return bool(left < min(max(ahead, _SOON[0]), _SOON[1]) or ram.get("dirty-sync-count", 1) > 1)
 
-        self._await(near, "most of the memory is sent")
+        self._await(near, "most of the memory is sent", self._transferred)
 
     def trickle(self, on: bool) -> None:
-        """Hold the stream back, or let it go."""
+        """Hold the stream back, or let it go: the VM stops then, however much it has written meanwhile.
+
+        The manager serves nobody any more. More rounds while it runs would last as long as what they save, and have no
+        end where the VM writes faster than the link carries.
+        """
         if on:
             self._qmp.execute("migrate-set-parameters", max_bandwidth=_TRICKLE)
         else:
-            self._qmp.execute("migrate-set-parameters", max_bandwidth=_FULL_SPEED, downtime_limit=300)
+            self._qmp.execute("migrate-set-parameters", max_bandwidth=_FULL_SPEED, downtime_limit=_STOPS)
 
     def finish(self) -> None:
         """The VM stops, the rest is sent. HostError if it did not arrive: the VM runs on here then."""
@@ -72,7 +78,7 @@ class Outgoing:
             self._qmp.execute("block-job-cancel", device=_JOB)  # of one that is ready: whole, as it is now
             self._await(lambda: not self._job(), "the disk is whole")
         self._qmp.execute("migrate-continue", state="pre-switchover")
-        self._await(lambda: self._info()["status"] == "completed", "the memory has arrived")
+        self._await(lambda: self._info()["status"] == "completed", "the memory has arrived", self._transferred)
 
     def cancel(self) -> None:
         """Stay here."""
@@ -100,10 +106,17 @@ class Outgoing:
     def _job(self) -> dict[str, Any]:
         return next((dict(job) for job in self._qmp.execute("query-block-jobs") if job["device"] == _JOB), {})
 
-    def _await(self, condition: Any, what: str) -> None:
-        deadline = time.monotonic() + _PATIENCE
+    def _transferred(self) -> int:
+        """Bytes of memory."""
+        return int(self._info().get("ram", {}).get("transferred", 0))
+
+    def _await(self, condition: Callable[[], Any], what: str, moved: Callable[[], int] = lambda: 0) -> None:
+        """As long as ``moved`` grows: a slow link takes its time."""
+        deadline, before = time.monotonic() + _PATIENCE, moved()
         while not condition():
             self._vm.check()
+            if (now := moved()) != before:
+                deadline, before = time.monotonic() + _PATIENCE, now
             if time.monotonic() > deadline:
                 raise HostError(f"not within {_PATIENCE:.0f} s: {what}")
             time.sleep(_POLL)

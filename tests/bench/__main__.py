@@ -21,6 +21,7 @@ BENCHMARKS = {
     "compare": "tests.bench.compare",
     "hierarchy": "tests.bench.hierarchy",
     "migrate": "tests.bench.migrate",
+    "relocate": "tests.bench.relocate",
 }  # name -> module; see ``Benchmark``
 
 

@@ -9,6 +9,7 @@ _STYLE = """
 :root { color-scheme: light dark; --line: #8886; --soft: #8882; --good: #228833; --bad: #cc3311; }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.25rem; margin-top: 2.2rem; } h3 { font-size: 1rem; margin-bottom: .2rem; }
+@media (prefers-color-scheme: dark) { @media screen { :root { --good: #55bb66; --bad: #ff7755; } } }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; margin: .6rem 0; font-variant-numeric: tabular-nums; }
 th, td { padding: .2rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }

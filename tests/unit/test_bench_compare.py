@@ -6,62 +6,21 @@ import json
 import re
 import struct
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
 from manager_vm.errors import HostError
 from manager_vm.protocol.tunnel import Suite
-from tests.bench.compare import findings, report, result, wire
-from tests.bench.compare.result import BANDWIDTH, EVACUATE, GRID, METHODS, SUITES, Figures, Job, Outcome
+from tests.bench.compare import drawing, findings, overhead, report, result, wire
+from tests.bench.compare.overhead import Verdict
+from tests.bench.compare.result import BANDWIDTH, EVACUATE, GRID, METHODS, SUITES, WHOLE, Figures, Job, Outcome
 from tests.bench.compare.schedule import Schedule
-
-WHOLE_TOTAL = {"stop": 80.0, "suspend": 14.0, "precopy": 20.0}
-
-
-def figures(method: str, count: int, scale: float = 1.0) -> Figures:
-    """A whole manager takes always the same, a vTPM alone two seconds."""
-    tpm = {"Quote": 2, "Create": 1}
-    if method == EVACUATE:
-        pauses = tuple(0.5 + number / 100 for number in range(count))
-        return Figures(
-            2.0 * count * scale,
-            0.5,
-            0,
-            40_000 * count,
-            3.0 * count,
-            pauses,
-            tpm,
-            tpm,
-            0,
-            6,
-            least=tuple(each / 2 for each in pauses),
-        )
-    total = WHOLE_TOTAL[method] * scale
-    return Figures(total, total / 4, 150_000_000, 9_000, 20.0, (), tpm, tpm, 0, 6, {"agree": 0.0, "finish": total / 2})
-
-
-def outcomes(counts: Sequence[int] = (1, 10, 50)) -> list[Outcome]:
-    """A whole run in which one cell did not fit, and some were left out."""
-    jobs = result.plan(counts, [512, 1024], METHODS, 3, [12_500_000])
-    slow = {str(Suite.NONE): 1.0, str(Suite.AES): 1.05, str(Suite.CHACHA): 1.10}
-    found = []
-    for job in jobs:
-        scale = slow[job.suite] if job.part == SUITES else 3.0 if job.limit else 1.0
-        if job.part == GRID and job.cell == (512, 50):
-            found.append(Outcome(job, reason="31 of 50 <vTPMs> could be made"))
-        elif job.part == GRID and job.cell == (1024, 50) and job.method == "stop":
-            found.append(Outcome(job, reason="left out: the budget", left_out=True))
-        else:
-            found.append(Outcome(job, figures(job.method, job.count, scale)))
-    return found
+from tests.made_up_moves import figures, outcomes, page
 
 
 def said(found: Sequence[Outcome], *words: str) -> list[str]:
     return [line for line in findings.conclusions(found) if all(word in line for word in words)]
-
-
-def page(found: Sequence[Outcome]) -> str:
-    return report.page("A & B", "# Method\n\nwords", {"cpu": "x < y"}, found, findings.conclusions(found))
 
 
 def test_the_plan_has_small_cells_first_and_the_suites_take_turns() -> None:
@@ -99,11 +58,63 @@ def test_the_conclusions_name_crossings_and_what_has_none() -> None:
 
 
 def test_the_overhead_is_taken_round_by_round() -> None:
-    aes, chacha = findings.overheads(outcomes())
+    aes, chacha = overhead.overheads(outcomes())
     assert aes.total == pytest.approx((5.0,) * 3) and chacha.downtime == pytest.approx((10.0,) * 3)
     (line,) = said(outcomes(), "aes-256-gcm against none")
-    assert "total +5.0 %" in line
+    assert "total +5.0 % (rounds: +5.0 to +5.0 %), aim of 10 % met; downtime +5.0 %" in line
     assert said(outcomes(), "100 Mbit/s", "precopy", "3.0 times")
+
+
+@pytest.mark.parametrize(
+    ("values", "verdict"),
+    [
+        ((1.0, 9.0, 4.0), Verdict.MET),
+        ((10.0000001, 9.5), Verdict.MET),
+        ((-3.0, 2.0), Verdict.MET),
+        ((10.1, 30.0, 80.0), Verdict.MISSED),
+        ((-30.0, 9.0, 4.0), Verdict.NOISY),
+        ((-3.0, 9.0, 20.0), Verdict.NOISY),
+        ((8.0, 9.0, 12.0), Verdict.BOTH),
+        ((3.0,), Verdict.ONE),
+        ((300.0,), Verdict.ONE),
+    ],
+)
+def test_the_aim_is_met_or_missed_only_if_the_rounds_agree(values: tuple[float, ...], verdict: Verdict) -> None:
+    assert overhead.judge(values) is verdict
+
+
+@pytest.mark.parametrize("what", ["total", "downtime"])
+@pytest.mark.parametrize(
+    ("rounds", "text", "shown"),
+    [
+        ((1.02, 1.05, 1.09), "+5.0 % (rounds: +2.0 to +9.0 %), aim of 10 % met", '<span class="good">met</span>'),
+        ((1.2, 1.5, 1.3), "+30.0 % (rounds: +20.0 to +50.0 %), aim of 10 % missed", '<span class="bad">missed</span>'),
+        (
+            (0.8, 1.02, 1.3),
+            "+2.0 % (rounds: -20.0 to +30.0 %), aim of 10 % not decided: the noise",
+            "not decided: the n",
+        ),
+        (
+            (1.08, 1.09, 1.13),
+            "+9.0 % (rounds: +8.0 to +13.0 %), aim of 10 % not decided: rounds lie",
+            "not decided: ro",
+        ),
+        ((1.3,), "+30.0 % (rounds: +30.0 to +30.0 %), aim of 10 % not decided: one round", "not decided: one round"),
+    ],
+)
+def test_the_report_says_median_range_and_verdict_of_each_cipher(
+    what: str, rounds: tuple[float, ...], text: str, shown: str
+) -> None:
+    found = []
+    for number, factor in enumerate(rounds):
+        base = replace(figures("precopy", 10), total=10.0, downtime=2.0)
+        slow = replace(base, **{what: getattr(base, what) * factor})
+        for suite, each in ((Suite.NONE, base), (Suite.CHACHA, slow)):
+            found.append(Outcome(Job(SUITES, 10, 512, "precopy", str(suite), round=number), each))
+    (line,) = said(found, "chacha20-poly1305 against none")
+    assert f"{what} {text}" in line
+    (row,) = re.findall(rf'chacha20-poly1305</td><td class="word">{what}</td>.*', page(found))
+    assert shown in row
 
 
 def test_cells_that_are_missing_are_shown_as_such_with_their_reason() -> None:
@@ -128,9 +139,23 @@ def test_the_page_has_its_plots_in_it_and_names_no_other_place() -> None:
     assert ">precopy</text>" in shown and "@media print" in shown
 
 
+@pytest.mark.parametrize("heights", [{10: 11.0}, {1: 1.56, 10: 1.6}, {1: 0.004, 10: 900.0}])
+def test_an_axis_has_at_least_two_numbers_and_no_crowd_of_them(heights: dict[int, float]) -> None:
+    drawn = drawing.lines("title", "seconds", {"precopy": heights}, [1, 10])
+    vertical = re.findall(r"text-anchor: end[^>]*>([0-9.]+)<", drawn)
+    assert 2 <= len(vertical) <= 8 and len(set(vertical)) == len(vertical)
+
+
+def test_a_page_about_whole_managers_compares_them_with_each_other_only() -> None:
+    found = outcomes(methods=WHOLE)
+    assert said(found, "1024 MB, 10 vTPMs, total time: stop 80.0 s; suspend 14.0 s; precopy 20.0 s.")
+    assert said(found, "1024 MB, 1 vTPM, bytes sent")
+    assert not said(found, EVACUATE) and EVACUATE not in page(found) and "cross over" not in page(found)
+
+
 def test_the_json_has_everything() -> None:
     found = outcomes()
-    told = json.loads(json.dumps(result.data({"cpu": "x"}, found, findings.conclusions(found))))
+    told = json.loads(json.dumps(result.data("compare", {"cpu": "x"}, found, findings.conclusions(found))))
     assert len(told["outcomes"]) == len(found)
     assert told["outcomes"][0]["job"]["method"] == EVACUATE and told["outcomes"][0]["figures"]["total"] == 2.0
     assert told["conclusions"]

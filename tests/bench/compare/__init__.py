@@ -34,7 +34,8 @@ that all methods begin with the same state. Restoring is not measured. After a r
 
 - Grid: each method in each cell, once.
 - Secured against unsecured: precopy with each cipher of the tunnel and without any, in turns, in one run. The overhead
-  is taken round by round. "none" exists for this measurement only. Moves of single vTPMs are always encrypted.
+  is taken round by round; the aim is 10 % at most. "none" exists for this measurement only. Moves of single vTPMs are
+  always encrypted.
 - Bandwidth: one cell with a limit, on each stream of the tunnel and on the whole network between the managers.
 
 # Limits
@@ -53,72 +54,25 @@ that all methods begin with the same state. Restoring is not measured. After a r
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable
+from dataclasses import replace
 
-from manager_vm.errors import ConfigError
-from tests.bench import machine
-from tests.bench.compare import findings, measure, result, standin
-from tests.bench.compare.schedule import Schedule
-from tests.bench.compare.stock import Stock
+from tests.bench.compare import experiment, result
+from tests.bench.compare.experiment import Scale
 from tests.bench.report import Report
-from tests.system import vms
 
 TITLE = "Moving the whole manager, or its vTPMs one by one"
-_COUNTS, _MEMORY, _REPETITIONS, _BUDGET = (1, 10, 50), (512, 1024), 3, 30.0
-_FULL = 200  # vTPMs
-_FAST, _SLOW = 12_500_000, 1_250_000  # bytes/s
+USUAL = Scale(counts=(1, 10, 50), memory=(512, 1024), methods=result.METHODS, rounds=3, limits=(100,), budget=30.0)
+FULL = replace(USUAL, counts=(*USUAL.counts, 200), limits=(*USUAL.limits, 10))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of this benchmark."""
-    text = "numbers of vTPMs (default: 1 10 50)"
-    parser.add_argument("--counts", type=_positive, nargs="+", metavar="N", help=text)
-    text = "sizes of the manager's VM in MB (default: 512 1024)"
-    parser.add_argument("--memory", type=_positive, nargs="+", metavar="MB", help=text)
-    parser.add_argument(
-        "--methods", nargs="+", choices=result.METHODS, default=list(result.METHODS), help="how to move"
-    )
-    text = "rounds of secured against unsecured (default: 3)"
-    parser.add_argument("--repetitions", type=int, metavar="N", help=text)
+    experiment.add_arguments(parser, USUAL)
     parser.add_argument("--full", action="store_true", help="200 vTPMs and 10 Mbit/s too; give it a larger budget")
-    parser.add_argument("--quick", action="store_true", help="1 vTPM, 512 MB, one round, no limit: to try it")
-    parser.add_argument(
-        "--budget", type=float, default=_BUDGET, metavar="MIN", help="begin no run beyond it (default: 30 minutes)"
-    )
 
 
 def run(args: argparse.Namespace, tell: Callable[[str], None]) -> Report:
     """Everything."""
-    from tests.bench.compare import report  # here: a hardware TPM's program has this package too, and needs no plots
-
-    if not (vms.IMAGES / "manager" / "image.json").exists():
-        raise ConfigError("there are no images; run ./build.sh image")
-    jobs = _jobs(args)
-    facts = {**machine.facts(), "budget_minutes": args.budget, "runs": len(jobs)}
-    with standin.counted(), vms.short_directory() as directory:
-        facts["file_system"] = machine.file_system(directory)
-        stock = Stock(directory)
-        schedule = Schedule(lambda job: measure.run(job, stock), stock.wait, args.budget * 60, tell)
-        tell(f"{len(jobs)} runs, about {schedule.estimate(jobs) / 60:.0f} min; none begins beyond {args.budget:g} min")
-        outcomes = schedule.carry_out(jobs)
-    facts["load_at_end"] = list(os.getloadavg())
-    found = findings.conclusions(outcomes)
-    page = report.page(TITLE, __doc__ or "", facts, outcomes, found)
-    return Report(result.data(facts, outcomes, found), page, report.text(outcomes, found))
-
-
-def _jobs(args: argparse.Namespace) -> list[result.Job]:
-    counts, memory, rounds, limits = list(_COUNTS), list(_MEMORY), _REPETITIONS, [_FAST]
-    if args.full:
-        counts, limits = [*counts, _FULL], [*limits, _SLOW]
-    if args.quick:
-        counts, memory, rounds, limits = [1], [512], 1, []
-    rounds = rounds if args.repetitions is None else args.repetitions
-    return result.plan(args.counts or counts, args.memory or memory, args.methods, rounds, limits)
-
-
-def _positive(text: str) -> int:
-    if text.isascii() and text.isdigit() and int(text):
-        return int(text)
-    raise argparse.ArgumentTypeError(f"{text!r}: use a number from 1 on")
+    jobs = experiment.jobs(args, FULL if args.full else USUAL)
+    return experiment.run("compare", TITLE, __doc__ or "", jobs, args.budget, tell)

@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from manager_vm.protocol.tunnel import Suite
-from tests.bench.compare import result
-from tests.bench.compare.result import BANDWIDTH, EVACUATE, GRID, SUITES, WHOLE, Figures, Outcome
+from tests.bench.compare import overhead, result
+from tests.bench.compare.result import BANDWIDTH, EVACUATE, GRID, WHOLE, Figures, Outcome
 
 Of = Callable[[int, Figures], float]
 
@@ -40,15 +39,6 @@ class Crossing:
     before: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Overhead:
-    """Of one suite against none, per cent, round by round."""
-
-    suite: str
-    total: tuple[float, ...]
-    downtime: tuple[float, ...]
-
-
 def crossings(one: Mapping[int, float], other: Mapping[int, float]) -> list[Crossing]:
     """All; none if neither is ever smaller where the other was before, as far as both were measured."""
     gaps = {count: one[count] - other[count] for count in sorted(one.keys() & other.keys())}
@@ -62,27 +52,11 @@ def crossings(one: Mapping[int, float], other: Mapping[int, float]) -> list[Cros
     return found
 
 
-def overheads(outcomes: Sequence[Outcome]) -> list[Overhead]:
-    """Of the suites that were measured in a round in which "none" was."""
-    rounds: dict[int, dict[str, Figures]] = {}
-    for each in outcomes:
-        if each.job.part == SUITES and each.figures:
-            rounds.setdefault(each.job.round, {})[each.job.suite] = each.figures
-    found = []
-    for suite in (str(Suite.AES), str(Suite.CHACHA)):
-        pairs = [(of[suite], of[str(Suite.NONE)]) for of in rounds.values() if suite in of and str(Suite.NONE) in of]
-        if pairs:
-            total = tuple((mine.total / base.total - 1) * 100 for mine, base in pairs)
-            downtime = tuple((mine.downtime / base.downtime - 1) * 100 for mine, base in pairs)
-            found.append(Overhead(suite, total, downtime))
-    return found
-
-
 def conclusions(outcomes: Sequence[Outcome]) -> list[str]:
     """In the order of the page."""
     return [
         *(line for memory in result.memories(outcomes) for line in _grid(outcomes, memory)),
-        *_overheads(outcomes),
+        *overhead.told(outcomes),
         *_bandwidth(outcomes),
         *_keys(outcomes),
         *_missing(outcomes),
@@ -104,11 +78,26 @@ def compared(outcomes: Sequence[Outcome], memory: int) -> Iterator[tuple[str, li
 
 
 def _grid(outcomes: Sequence[Outcome], memory: int) -> Iterator[str]:
+    if not any(each.job.method == EVACUATE for each in outcomes):
+        yield from _whole(outcomes, memory)
     for what, found in compared(outcomes, memory):
         if what in _MAIN:
             yield (
-                f"{memory} MB, {what}, {EVACUATE} against " + "; ".join(f"{name}: {text}" for name, text in found) + "."
+                f"{memory} MB, {what}, {EVACUATE} against: "
+                + "; ".join(f"{name}: {text}" for name, text in found)
+                + "."
             )
+
+
+def _whole(outcomes: Sequence[Outcome], memory: int) -> Iterator[str]:
+    """What each method takes, at the smallest and the largest number of vTPMs that all who have figures share."""
+    cells = {method: found for method in WHOLE if (found := result.grid(outcomes, memory, method))}
+    shared = sorted(set.intersection(*(set(found) for found in cells.values()))) if cells else []
+    for count in dict.fromkeys(shared[:1] + shared[-1:]):
+        for what, of, written in QUANTITIES:
+            if what in _MAIN:
+                parts = (f"{method} {written(of(count, found[count]))}" for method, found in cells.items())
+                yield f"{memory} MB, {result.vtpms(count)}, {what}: {'; '.join(parts)}."
 
 
 def _compared(
@@ -132,20 +121,6 @@ def _compared(
     gap = sum(single[count] - whole[count] for count in counts)  # all have one sign, or are zero
     less = f"{EVACUATE if gap < 0 else method} needs less" if gap else "no difference"
     return f"{less} {where} {figures}"
-
-
-def _overheads(outcomes: Sequence[Outcome]) -> Iterator[str]:
-    for each in overheads(outcomes):
-        parts = [f"{name} {spread(values)}" for name, values in (("total", each.total), ("downtime", each.downtime))]
-        sure = "" if len(each.total) > 1 else " One round only: nothing is known of the noise."
-        if len(each.total) > 1 and min(each.total) < 0 < max(each.total):
-            sure = " The total's overhead is not larger than the noise between rounds."
-        yield f"Encryption of the tunnel, {each.suite} against none (precopy): {', '.join(parts)}.{sure}"
-
-
-def spread(values: Sequence[float]) -> str:
-    """The median and the range of percentages."""
-    return f"{result.middle_of(values):+.1f} % (rounds: {min(values):+.1f} to {max(values):+.1f} %)"
 
 
 def _bandwidth(outcomes: Sequence[Outcome]) -> Iterator[str]:
@@ -173,6 +148,6 @@ def _missing(outcomes: Sequence[Outcome]) -> Iterator[str]:
     failed = sum(each.figures is None and not each.left_out for each in outcomes)
     if left_out or failed:
         yield (
-            f"Not all was measured: of {len(outcomes)} runs {failed} failed or did not fit, {left_out} were left out; "
-            "nothing is said about these."
+            f"Not all was measured: of {len(outcomes)} runs {failed} failed or did not fit, {left_out} were left out, "
+            "and nothing is said about these."
         )

@@ -35,7 +35,7 @@ class Job:
 
     def told(self) -> str:
         """For people."""
-        parts = [f"{self.count} vTPMs" if self.count != 1 else "1 vTPM", f"{self.memory} MB", self.method]
+        parts = [vtpms(self.count), f"{self.memory} MB", self.method]
         if self.part == SUITES:
             parts += [self.suite, f"round {self.round + 1}"]
         return ", ".join([*parts, *([mbit(self.limit)] if self.limit else [])])
@@ -131,6 +131,11 @@ def middle_of(values: Sequence[float]) -> float:
     return median(values) if values else 0.0
 
 
+def vtpms(count: int) -> str:
+    """How many, for people."""
+    return f"{count} vTPMs" if count != 1 else "1 vTPM"
+
+
 def mbit(limit: int) -> str:
     """A bandwidth, for people."""
     return f"{limit * 8 / 1e6:g} Mbit/s"
@@ -150,10 +155,12 @@ def memories(outcomes: Sequence[Outcome]) -> list[int]:
     return sorted({each.job.memory for each in outcomes if each.job.part == GRID})
 
 
-def data(machine: dict[str, object], outcomes: Sequence[Outcome], conclusions: Sequence[str]) -> dict[str, object]:
-    """For the JSON file."""
+def data(
+    name: str, machine: dict[str, object], outcomes: Sequence[Outcome], conclusions: Sequence[str]
+) -> dict[str, object]:
+    """For the JSON file of this benchmark."""
     return {
-        "benchmark": "compare",
+        "benchmark": name,
         "version": VERSION,
         "machine": machine,
         "outcomes": [asdict(each) for each in outcomes],

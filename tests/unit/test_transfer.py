@@ -1,0 +1,59 @@
+"""How long the source's end of a live migration waits. QEMU is played."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from image.host import transfer
+from image.host.transfer import Outgoing
+from image.host.vm import Vm
+from manager_vm.errors import HostError
+
+_SIZE = 100 << 20
+
+
+class Qemu:
+    """Sends ``step`` bytes of memory between two questions, at ten questions in a second; ``last``: the last bytes."""
+
+    def __init__(self, step: int, last: int = _SIZE) -> None:
+        self.now = 0.0
+        self._sent, self._step, self._last = 0, step, last
+
+    def execute(self, command: str, **_: Any) -> Any:
+        if command == "query-block-jobs":
+            return []
+        if command != "query-migrate":
+            return {}
+        self.now += 0.1
+        self._sent = min(self._sent + self._step, self._last)
+        ram = {"transferred": self._sent, "remaining": _SIZE - self._sent, "mbps": 10.0, "dirty-sync-count": 1}
+        return {"status": "completed" if self._sent == _SIZE else "pre-switchover", "ram": ram}
+
+
+@pytest.fixture
+def outgoing(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> tuple[Qemu, Outgoing]:
+    qemu: Qemu = request.param
+    monkeypatch.setattr(transfer, "time", SimpleNamespace(monotonic=lambda: qemu.now, sleep=lambda seconds: None))
+    vm = SimpleNamespace(qmp=qemu, spec=SimpleNamespace(name="m"), check=lambda: None)
+    return qemu, Outgoing(cast(Vm, vm))
+
+
+@pytest.mark.parametrize("outgoing", [Qemu(1 << 12)], indirect=True)
+def test_a_slow_link_has_all_the_time_it_takes(outgoing: tuple[Qemu, Outgoing]) -> None:
+    qemu, out = outgoing
+    out.await_last_round()
+    assert qemu.now > 3 * 300
+    out.finish()
+
+
+@pytest.mark.parametrize("outgoing", [Qemu(1 << 20, 50 << 20)], indirect=True)
+def test_memory_that_has_stopped_moving_is_given_up_after_five_minutes(outgoing: tuple[Qemu, Outgoing]) -> None:
+    qemu, out = outgoing
+    with pytest.raises(HostError, match="not within 300 s: most of the memory is sent"):
+        out.await_last_round()
+    assert 300 < qemu.now < 330
+    with pytest.raises(HostError, match="the memory has arrived"):
+        out.finish()
