@@ -86,4 +86,6 @@ class Links:
         self, socket: Path, verb: str, timeout: float, args: dict[str, Any], key: SigningKey | None = None
     ) -> Any:
         with self._locks[socket], Client.connect(socket, timeout, key) as client:
+            if timeout > _CALL:  # it may change something, and must neither be lost nor be asked twice
+                client.reach()
             return client.call(verb, **args)

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from manager_vm.errors import ConfigError, RemoteProtocolError, UnreachableError
+from manager_vm.errors import ConfigError, RemoteProtocolError, UnreachableError, VtpmManagerError
 from manager_vm.trust import local, request, rules
 from manager_vm.trust.signing import SigningKey
 from manager_vm.wire import admin, framing
@@ -22,6 +22,7 @@ from manager_vm.wire import admin, framing
 OnProgress = Callable[[admin.Progress], None]
 
 DEFAULT_TIMEOUT = 180.0  # seconds for one request; creating a vTPM under emulation takes a few
+_PROBE = 0.5  # seconds before the manager is asked again whether it is there; then twice as long
 _CHUNK = 65536
 
 
@@ -57,6 +58,33 @@ class Client:
         challenge = self._exchange(admin.Request(self._new_id(), "challenge"), None)
         return self._exchange(request.sign(self._new_id(), self._key, challenge, verb, args), on_progress)
 
+    def reach(self) -> None:
+        """Until the manager answers on this connection. A VM that was stopped wakes up to all that has come and gone
+        meanwhile, and the request of somebody who has just come may be lost among that. UnreachableError after the
+        client's timeout.
+        """
+        deadline, pause = time.monotonic() + self._timeout, _PROBE
+        while not self._is_answered(pause):
+            pause *= 2
+            if time.monotonic() > deadline:
+                raise UnreachableError(f"the manager at {self._path} does not answer; is it still starting?")
+
+    def _is_answered(self, wait: float) -> bool:
+        """Whether the manager answers a request that changes nothing, whatever it says."""
+        message = admin.Request(self._new_id(), "status")
+        try:
+            self._socket.sendall(framing.encode(admin.to_frame(message)))
+            self._reply(message.id, None, time.monotonic() + wait)
+        except TimeoutError:
+            return False
+        except UnreachableError:
+            raise
+        except OSError as error:
+            raise UnreachableError(f"the manager at {self._path} cannot be reached: {error}") from None
+        except VtpmManagerError:
+            pass
+        return True
+
     def _new_id(self) -> int:
         self._next_id = (self._next_id + 1) & (1 << 62) - 1
         return self._next_id
@@ -64,14 +92,13 @@ class Client:
     def _exchange(self, message: admin.Request | admin.SignedRequest, on_progress: OnProgress | None) -> Any:
         try:
             self._socket.sendall(framing.encode(admin.to_frame(message)))
-            return self._reply(message.id, on_progress)
+            return self._reply(message.id, on_progress, time.monotonic() + self._timeout)
         except OSError as error:
             raise UnreachableError(
                 f"the manager at {self._path} does not answer ({error}); is it still starting?"
             ) from None
 
-    def _reply(self, id_: int, on_progress: OnProgress | None) -> Any:
-        deadline = time.monotonic() + self._timeout
+    def _reply(self, id_: int, on_progress: OnProgress | None, deadline: float) -> Any:
         while True:
             self._socket.settimeout(max(deadline - time.monotonic(), 0.001))
             data = self._socket.recv(_CHUNK)
