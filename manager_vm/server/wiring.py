@@ -12,6 +12,7 @@ from manager_vm.server.attestor import Attestor
 from manager_vm.server.guest_channel import GuestChannel
 from manager_vm.store import atomic
 from manager_vm.vchan import address
+from manager_vm.vtpm import binding
 from manager_vm.vtpm.registry import Registry
 
 log = logging.getLogger(__name__)
@@ -40,10 +41,13 @@ class Wiring:
         atomic.make_directory(self._own_channels)
         return f"unix:{self._own_channels / name}.sock"
 
-    def attach(self, name: str, channel: str) -> bool:
-        """Serve vTPM ``name`` on ``channel``; a broken channel is reopened. False: the same pair again, no change."""
+    def attach(self, name: str, channel: str, vm: str = "") -> bool:
+        """Serve vTPM ``name`` on ``channel``; a broken channel is reopened. False: the same pair again, no change.
+
+        ``vm``: UUID of the VM at the channel's other end; BoundError if the vTPM belongs to another one.
+        """
         address.parse(channel)
-        self._registry.get(name)
+        binding.demand(self._registry.record(name), vm)  # before anything is opened for it
         with self._lock:
             self._refuse_double(name, channel)
             if self._is_served(name):
@@ -51,7 +55,7 @@ class Wiring:
             self._registry.get(name).named = 0  # before the channel serves anybody
             self._open(name, channel)
             try:
-                self._registry.wire(name, channel)
+                self._registry.wire(name, channel, vm)
             except VtpmManagerError:
                 self._channels.pop(name).close()
                 raise
