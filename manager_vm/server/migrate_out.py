@@ -91,7 +91,7 @@ class Sender:
     def migrate(self, record: VtpmRecord, ordered: bytes, address: str, *, dry_run: bool) -> dict[str, Any]:
         """Move a vTPM by this order to the manager at ``address``. ``dry_run``: up to READY, and no further."""
         order = move_rules.verify_order(self._local.manifest.contents, ordered)
-        self._demand_fits(order, record)
+        move_rules.demand_is_of(order, record, self._local.platform.name)
         attempt = _Attempt(Side(self._local, order.destination), os.urandom(ID_SIZE))
         with self._connected(address) as link:
             try:
@@ -114,20 +114,6 @@ class Sender:
             finally:
                 with self._lock:
                     self._links.discard(link)
-
-    def _demand_fits(self, order: Order, record: VtpmRecord) -> None:
-        wrong = [
-            f"{what} {ordered!r}, and it is {here!r}"
-            for what, ordered, here in (
-                ("uuid", order.vtpm, record.uuid),
-                ("generation", order.generation, record.generation),
-                ("group", order.group, record.group),
-                ("source", order.source, self._local.platform.name),
-            )
-            if ordered != here
-        ]
-        if wrong:
-            raise MigrationError(f"the order is for {'; '.join(wrong)}", Cause.ORDER.word)
 
     def _attempt(
         self,

@@ -14,6 +14,7 @@ from manager_vm.errors import ConfigError, MigrationError, StateError, VtpmManag
 from manager_vm.net import Cards
 from manager_vm.protocol.handover import SourceState
 from manager_vm.server import peer_link
+from manager_vm.server.guest_tunnel import Tunnels
 from manager_vm.server.ledger import Ledger
 from manager_vm.server.migrate_in import Receiver, Relocations
 from manager_vm.server.migrate_out import Sender
@@ -36,7 +37,10 @@ _KNOWN = "migration.address"
 
 
 class Moving:
-    """Thread-safe. ``arrived``: what is done for a vTPM that is PREPARED. ``relocations``: for a whole manager."""
+    """Thread-safe. ``arrived``: what is done for a vTPM that is PREPARED. ``relocations``: for a whole manager.
+
+    ``tunnels``: for guests' memory.
+    """
 
     def __init__(
         self,
@@ -48,6 +52,7 @@ class Moving:
         arrived: Callable[[str], None],
         cards: Cards,
         relocations: Relocations,
+        tunnels: Tunnels,
     ) -> None:
         self._cards = cards
         manifest = self._manifest = local.manifest
@@ -58,9 +63,8 @@ class Moving:
         self._tasks = ExitStack()
         self._receiver: Receiver | None = None
         if config.migration:
-            self._receiver = _listening(
-                config, lambda at: Receiver(local, transit, self._ledger, self._proofs, at, arrived, relocations)
-            )
+            parts = local, transit, self._ledger, self._proofs
+            self._receiver = _listening(config, lambda at: Receiver(*parts, at, arrived, relocations, tunnels))
             self._tasks.callback(self._receiver.close)
         listener = self._receiver.address if self._receiver is not None else ""
         self._sender = Sender(local, transit, self._ledger, self._proofs, listener)
