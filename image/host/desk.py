@@ -1,4 +1,6 @@
-"""What operators ask of a host, not of its manager: to move it, or to take one. ``vtpmctl relocate`` asks here.
+"""What operators ask of a host, not of its manager: to move the manager or a guest, or to take one.
+
+``vtpmctl relocate``, ``migrate --with-guest`` and ``resume-guest`` ask here.
 
 DIR/relocate.sock, requests as on the admin link (manager_vm/wire/admin.py), one client at a time.
 """
@@ -8,14 +10,18 @@ from __future__ import annotations
 import logging
 import socket
 import threading
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
-from image.host import departure, unix
+from image.host import departure, guest_move, unix
 from image.host.departure import Departure
+from image.host.guest_landing import GuestLanding
+from image.host.guest_move import GuestMove
 from image.host.host import Host
 from image.host.landing import Landing
-from manager_vm.errors import ConfigError, RemoteProtocolError, VtpmManagerError
+from manager_vm.errors import ConfigError, HostError, RemoteProtocolError, VtpmManagerError
 from manager_vm.protocol.tunnel import Suite
 from manager_vm.wire import admin, framing
 from manager_vm.wire.admin import Progress, Reply, Request
@@ -33,6 +39,7 @@ class Desk:
         self._host = host
         self._path = path = host.directory / NAME
         self._landing: Landing | None = None
+        self._guests: dict[str, GuestLanding] = {}  # that are to come, by the uuid of their vTPM
         self._listener = unix.listen(path, 1)
         self._closing = False
         self._thread = threading.Thread(target=self._serve, name="desk", daemon=True)
@@ -48,6 +55,8 @@ class Desk:
         self._path.unlink(missing_ok=True)
         if self._landing is not None:
             self._landing.close()
+        for each in self._guests.values():
+            each.close()
 
     def __enter__(self) -> Desk:
         return self
@@ -78,12 +87,17 @@ class Desk:
         def tell(text: str) -> None:
             connection.sendall(framing.encode(admin.to_frame(Progress(request.id, text))))
 
+        verbs: dict[str, Callable[..., Any]] = {
+            "receive": self._receive,
+            "relocate": partial(self._relocate, tell),
+            "guest_receive": self._guest_receive,
+            "guest_move": partial(self._guest_move, tell),
+            "guest_go_on": self._guest_go_on,
+        }
         try:
-            if request.verb == "receive":
-                return Reply(request.id, self._receive(**request.args))
-            if request.verb == "relocate":
-                return Reply(request.id, self._relocate(tell, **request.args))
-            raise RemoteProtocolError(f"this host does not serve {request.verb!r}; it serves relocate, receive")
+            if request.verb not in verbs:
+                raise RemoteProtocolError(f"this host does not serve {request.verb!r}; it serves {', '.join(verbs)}")
+            return Reply(request.id, verbs[request.verb](**request.args))
         except VtpmManagerError as error:
             return Reply(request.id, error=error)
         except TypeError as error:
@@ -106,6 +120,29 @@ class Desk:
         sealed = Suite(suite) if suite else Suite.AES
         move = Departure(self._host, chosen, receiver, _address(to), order, suite=sealed, limit=limit, progress=tell)
         return self._host.spawner.submit(move.run).result().told()
+
+    def _guest_receive(self, vtpm: str, at: str = "127.0.0.1:0") -> dict[str, Any]:
+        """Wait for the guest that comes with this vTPM; where the tunnel will end."""
+        if vtpm in self._guests:
+            self._guests.pop(vtpm).close()
+        landing = self._guests[vtpm] = GuestLanding(self._host, vtpm, _address(at))
+        host, port = landing.address
+        return {"at": f"{host}:{port}"}
+
+    def _guest_move(
+        self, tell: Any, name: str, receiver: str, to: str, order: bytes, back: bytes = b""
+    ) -> dict[str, Any]:
+        """Move a guest with its vTPM to the host whose tunnel ends at ``to``. ``back``: an order for the way back."""
+        again = (lambda: back) if back else None
+        move = GuestMove(self._host, name, receiver, _address(to), order, back=again, progress=tell)
+        return move.run().told()
+
+    def _guest_go_on(self, name: str) -> None:
+        """A guest that a failed move has left standing still."""
+        guest = self._host.guests.get(name)
+        if guest is None:
+            raise HostError(f"this host has no guest {name[:80]!r}")
+        guest_move.go_on(self._host, guest)
 
 
 def _address(text: str) -> tuple[str, int]:

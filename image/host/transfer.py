@@ -39,11 +39,14 @@ class Outgoing:
         )
         self._await(lambda: self._job().get("ready"), "the disk is copied")
 
-    def start(self, uri: str) -> None:
-        """Begin to send the memory while the VM runs; it stops, and waits for ``finish``, when little is left."""
+    def start(self, uri: str, *, pause: int = 1) -> None:
+        """Begin to send the memory while the VM runs; it stops, and waits for ``finish``, when little is left.
+
+        ``pause``: what is left then can be sent in so many milliseconds.
+        """
         wanted = [{"capability": "pause-before-switchover", "state": True}]
         self._qmp.execute("migrate-set-capabilities", capabilities=wanted)
-        self._qmp.execute("migrate-set-parameters", max_bandwidth=_FULL_SPEED, downtime_limit=1)
+        self._qmp.execute("migrate-set-parameters", max_bandwidth=_FULL_SPEED, downtime_limit=pause)
         self._qmp.execute("migrate", uri=uri)
 
     def await_last_round(self) -> None:
@@ -65,24 +68,29 @@ class Outgoing:
         else:
             self._qmp.execute("migrate-set-parameters", max_bandwidth=_FULL_SPEED, downtime_limit=300)
 
+    def await_stopped(self) -> None:
+        """Until the VM has stopped and its migration waits for ``finish``."""
+        self._await(lambda: self._info()["status"] == "pre-switchover", "the VM has stopped")
+
     def finish(self) -> None:
         """The VM stops, the rest is sent. HostError if it did not arrive: the VM runs on here then."""
-        self._await(lambda: self._info()["status"] == "pre-switchover", "the VM has stopped")
+        self.await_stopped()
         if self._job():
             self._qmp.execute("block-job-cancel", device=_JOB)  # of one that is ready: whole, as it is now
             self._await(lambda: not self._job(), "the disk is whole")
         self._qmp.execute("migrate-continue", state="pre-switchover")
         self._await(lambda: self._info()["status"] == "completed", "the memory has arrived")
 
-    def cancel(self) -> None:
-        """Stay here."""
+    def cancel(self, *, resume: bool = True) -> None:
+        """Stay here, and run on."""
         with suppress(HostError):
             self._qmp.execute("migrate_cancel")
             self._await(lambda: self._qmp.execute("query-migrate").get("status", "") in ("", *_OVER), "it is given up")
         with suppress(HostError):
             if self._job():
                 self._qmp.execute("block-job-cancel", device=_JOB, force=True)
-        self.go_on()
+        if resume:
+            self.go_on()
 
     def go_on(self) -> None:
         """Let the processors run, also behind a migration that is complete: for the word that ends this copy."""

@@ -42,6 +42,7 @@ NAMED = [
     "certify",
     "quote",
     "migrate",
+    "resume-guest",
     "abort",
     "declare-dead",
 ]

@@ -55,6 +55,7 @@ VERBS = {
     "quote": "[signed] evidence that a vTPM is on this platform, which runs an approved image, for a verifier's nonce",
     "verify": "[offline] verify evidence: of 'quote' here, or of 'python -m guest_frontend quote' in a guest",
     "migrate": "[signed] move a vTPM to another manager, by an order of its group's authority",
+    "resume-guest": "[host link] let a guest run on that a failed move has left standing still",
     "evacuate": "[signed] move all vTPMs to another manager",
     "migrations": "[signed] moves: how far they are, how they ended, receipts",
     "receipt": "[signed] what proves a move to others: order, both platforms' evidence, both sides' signed words",

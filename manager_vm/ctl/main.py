@@ -221,6 +221,7 @@ _HANDLERS: dict[str, Callable[[Args], int | None]] = {
     "revoke": lambda args: operators.revoke(args, _call),
     "approvals": lambda args: operators.approvals(args, _call),
     "migrate": lambda args: migration.migrate(args, _call),
+    "resume-guest": migration.resume_guest,
     "evacuate": lambda args: migration.evacuate(args, _call),
     "migrations": lambda args: migration.migrations(args, _call),
     "relocate": lambda args: relocation.relocate(args, _call),

@@ -36,9 +36,7 @@ _KEPT, _WAITS = 8, 120.0  # keys that hosts have not taken, at most; seconds tha
 
 def is_asked(offer: Offer) -> bool:
     """Whether an OFFER is for this, and not for the move itself."""
-    return f"{_USE}={_TUNNEL}" in offer.features.split(
-        "\n"
-    )  # whether they have their form is looked at behind the order
+    return f"{_USE}={_TUNNEL}" in offer.features.split("\n")  # their form is looked at behind the order
 
 
 class Tunnels:
