@@ -20,6 +20,7 @@ from manager_vm.protocol.lifecycle import State
 from manager_vm.server.attestor import Attestor
 from manager_vm.server.certify import Certifier
 from manager_vm.server.desk import Desk
+from manager_vm.server.guest_gate import Gates
 from manager_vm.server.guest_tunnel import Tunnels
 from manager_vm.server.links import Perform, open_link
 from manager_vm.server.moving import Moving
@@ -78,12 +79,14 @@ def _started(ground: boot.Ground, store: boot.Store, tasks: ExitStack) -> tuple[
     cards = Cards()
     receiver = Receiver(store.local, store.own, ground.event_log)
     tunnels = Tunnels(store.local, registry)
-    moving = _moving(config, store, opened, wiring, cards, receiver, tunnels)
+    gates = Gates(registry, wiring)
+    moving = _moving(config, store, opened, wiring, cards, receiver, tunnels, gates)
     tasks.callback(moving.close)
     verbs = Verbs(manifest, registry, wiring, attestor, config, ground.warnings, lambda: moving.address, cards)
     serving = Serving(registry, wiring, verbs.restarted, store.voucher.log_is, held)
     relocating = Relocating(manifest, Traveller(store.local, store.own, config.state_dir, serving), receiver)
-    asked = relocating.host_link(tunnels.host_link(lambda request: verbs.perform(HOST, request)))
+    asked = gates.host_link(tunnels.host_link(lambda request: verbs.perform(HOST, request)))
+    asked = relocating.host_link(asked)
     host_link = open_link(config.host_link, _guarded(asked))
     tasks.callback(host_link.close)
     certifier = Certifier(manifest, registry, store.hardware, config.command_deadline)
@@ -155,6 +158,7 @@ def _moving(
     cards: Cards,
     receiver: Receiver,
     tunnels: Tunnels,
+    gates: Gates,
 ) -> Moving:
     def arrived(name: str) -> None:
         if config.own_host:  # as its own host side it wires what comes, and says which boot runs
@@ -165,7 +169,7 @@ def _moving(
                 log.warning("vTPM %s has come and is not wired: %s", name, error)
 
     known = config, store.local, opened.registry, opened.transit
-    return Moving(*known, wiring, arrived, cards, receiver.offered, tunnels)
+    return Moving(*known, wiring, arrived, cards, receiver.offered, tunnels, gates)
 
 
 def _enrol(ground: boot.Ground, store: boot.Store) -> None:

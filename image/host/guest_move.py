@@ -19,6 +19,7 @@ from image.host.control import Asking
 from image.host.guest import Guest
 from image.host.guest_landing import NOTICE
 from image.host.host import Host
+from image.host.links import Beside
 from image.host.streams import Streams
 from image.host.transfer import Outgoing
 from image.host.wires import Carrier
@@ -31,14 +32,17 @@ log = logging.getLogger(__name__)
 _AGREE = 120.0  # seconds: both TPMs quote
 _MOVE = 180.0  # seconds for the vTPM
 _SETTLE = 60.0  # seconds for a move whose outcome is not known to be known
-_PAUSE = 300  # milliseconds of memory that may be left when the guest is stopped
 _LOOK = 0.2
+_POLL = 0.02
 _STAYED = ("aborted", "restored", "declared dead")  # states of a move at its source
 
 
 @dataclass(slots=True)
 class Report:
-    """What a move took. Seconds; ``pause``: the guest stood still. ``phases``: when each began."""
+    """What a move took, in seconds. ``phases``: when each began.
+
+    ``pause``: the guest could not use its TPM, and stood still for most of it.
+    """
 
     pause: float = 0.0
     total: float = 0.0
@@ -80,6 +84,8 @@ class GuestMove:
         self._tasks = ExitStack()
         self._control: Asking | None = None
         self._sending = False
+        self._stopped = 0.0
+        self._vtpm: tuple[str, int]  # uuid, and the generation that it has there
         self._began = time.monotonic()
         self.report = Report()
 
@@ -90,9 +96,8 @@ class GuestMove:
             out = Outgoing(guest.vm)
             try:
                 streams = self._prepare(guest)
-                self._send_memory(guest, out, streams)
-                stopped = time.monotonic()
-                self._move_vtpm()
+                self._send_memory(out, streams)
+                self._move_vtpm(guest, out)
             except VtpmManagerError as error:
                 self._stay(guest, out, error)
                 raise
@@ -100,7 +105,7 @@ class GuestMove:
                 self._hand_over(guest, out)
             except VtpmManagerError as error:
                 raise HostError(f"{error}; {self._fetch_back(guest, out)}") from error
-            self.report.pause = time.monotonic() - stopped
+            self.report.pause = time.monotonic() - self._stopped
             self._phase("settle")
             self._host.remove_guest(self._name)
             self.report.bytes_sent = streams.sent
@@ -121,6 +126,10 @@ class GuestMove:
             )
         if guest.held or not guest.vm.qmp.execute("query-status")["running"]:
             raise HostError(f"guest {self._name} does not run, or is held at its reset: try again when it does")
+        found = [each for each in self._host.links.host("list") if each["name"] == self._name]
+        if not found:
+            raise HostError(f"the vTPM of guest {self._name} is not at this manager")
+        self._vtpm = found[0]["uuid"], found[0]["generation"] + 1
         return guest
 
     def _prepare(self, guest: Guest) -> Streams:
@@ -136,24 +145,52 @@ class GuestMove:
         self._ask("prepare", name=self._name, vm=guest.uuid)
         return streams
 
-    def _send_memory(self, guest: Guest, out: Outgoing, streams: Streams) -> None:
-        """While the guest runs, until little is left; then it stands still. After a failure: it runs on here."""
+    def _send_memory(self, out: Outgoing, streams: Streams) -> None:
+        """While the guest runs, until little is left. After a failure: it runs on here."""
         self._phase("memory")
         self._sending = True
-        out.start(f"unix:{streams.entrance('ram')}", pause=_PAUSE)
+        out.start(f"unix:{streams.entrance('ram')}")
+        out.await_last_round()
+        out.trickle(True)  # else the guest would stand still before its vTPM is ready
+
+    def _move_vtpm(self, guest: Guest, out: Outgoing) -> None:
+        """Both managers make ready, the guest is stopped, its vTPM moves. After a failure the vTPM is here.
+
+        Where nobody knows: _UnknownError.
+        """
+        self._phase("vtpm")
+        links = self._host.links
+        moving = Beside(
+            lambda: links.admin(
+                "migrate", timeout=_MOVE, name=self._name, order=self._order, to=self._receiver, with_guest=True
+            )
+        )
+        failure: VtpmManagerError | None = None
+        try:
+            self._stop(guest, out, moving)
+        except VtpmManagerError as error:
+            failure = error
+            with suppress(VtpmManagerError):
+                links.host("guest_stopped", name=self._name, stands=False)
+        moving.join()
+        if moving.error is not None and not self._has_left(moving.error):
+            raise failure or moving.error
+
+    def _stop(self, guest: Guest, out: Outgoing, moving: Beside) -> None:
+        """When the vTPM can go: its channel is held, the guest stopped, and its manager told."""
+        links = self._host.links
+        while not links.host("guest_ready", name=self._name)["ready"]:
+            if moving.over:
+                return
+            time.sleep(_POLL)
+        self._phase("stop")
+        links.host("guest_hold", name=self._name)
+        self._stopped = time.monotonic()
+        out.trickle(False)
         out.await_stopped()
         if guest.held:
             raise HostError(f"guest {self._name} is being reset: try again")
-
-    def _move_vtpm(self) -> None:
-        """After a failure the vTPM is here; where nobody knows, ``_Unknown``."""
-        self._phase("vtpm")
-        try:
-            links = self._host.links
-            links.admin("migrate", timeout=_MOVE, name=self._name, order=self._order, to=self._receiver)
-        except VtpmManagerError as error:
-            if not self._has_left(error):
-                raise
+        links.host("guest_stopped", name=self._name)
 
     def _hand_over(self, guest: Guest, out: Outgoing) -> None:
         """The vTPM is there. After a failure: so it is still, and the guest stands still here."""
@@ -169,8 +206,9 @@ class GuestMove:
         deadline = time.monotonic() + _SETTLE
         while True:
             with suppress(VtpmManagerError):
-                moves = [each for each in self._host.links.admin("migrations") if each["name"] == self._name]
-                state = moves[-1]["state"] if moves and moves[-1]["direction"] == "out" else "aborted"
+                moves = self._host.links.admin("migrations")
+                states = [each["state"] for each in moves if (each["vtpm"], each["generation"]) == self._vtpm]
+                state = states[-1] if states else "aborted"
                 if state == "done" or state in _STAYED:
                     return bool(state == "done")
             if time.monotonic() > deadline:

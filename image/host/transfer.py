@@ -39,14 +39,11 @@ class Outgoing:
         )
         self._await(lambda: self._job().get("ready"), "the disk is copied")
 
-    def start(self, uri: str, *, pause: int = 1) -> None:
-        """Begin to send the memory while the VM runs; it stops, and waits for ``finish``, when little is left.
-
-        ``pause``: what is left then can be sent in so many milliseconds.
-        """
+    def start(self, uri: str) -> None:
+        """Begin to send the memory while the VM runs; it stops, and waits for ``finish``, when little is left."""
         wanted = [{"capability": "pause-before-switchover", "state": True}]
         self._qmp.execute("migrate-set-capabilities", capabilities=wanted)
-        self._qmp.execute("migrate-set-parameters", max_bandwidth=_FULL_SPEED, downtime_limit=pause)
+        self._qmp.execute("migrate-set-parameters", max_bandwidth=_FULL_SPEED, downtime_limit=1)
         self._qmp.execute("migrate", uri=uri)
 
     def await_last_round(self) -> None:

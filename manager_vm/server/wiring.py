@@ -96,17 +96,19 @@ class Wiring:
         with self._lock:
             return self._is_served(name)
 
-    def hold(self) -> None:
-        """No channel reads anything until ``release``."""
+    def hold(self, only: str = "") -> None:
+        """No channel serves anything until ``release``; ``only``: that of this vTPM."""
         with self._lock:
-            for channel in self._channels.values():
-                channel.hold()
+            for name, channel in self._channels.items():
+                if only in ("", name):
+                    channel.hold()
 
-    def release(self) -> None:
-        """All go on."""
+    def release(self, only: str = "") -> None:
+        """All go on, or ``only`` that of this vTPM."""
         with self._lock:
-            for channel in self._channels.values():
-                channel.release()
+            for name, channel in self._channels.items():
+                if only in ("", name):
+                    channel.release()
 
     def hasten(self, grace: float) -> None:
         """Before ``close``: one guest's long command must not cost all others their orderly park."""
