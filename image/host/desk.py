@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import socket
 import threading
+import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -123,6 +124,10 @@ class Desk:
 
     def _guest_receive(self, vtpm: str, at: str = "127.0.0.1:0") -> dict[str, Any]:
         """Wait for the guest that comes with this vTPM; where the tunnel will end."""
+        try:
+            vtpm = str(uuid.UUID(vtpm))
+        except ValueError:
+            raise ConfigError(f"{vtpm[:80]!r} is no vTPM's uuid: use the one that 'show' prints") from None
         if vtpm in self._guests:
             self._guests.pop(vtpm).close()
         landing = self._guests[vtpm] = GuestLanding(self._host, vtpm, _address(at))

@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import Any
 
 from image.host import guest as guests
@@ -73,10 +74,14 @@ class GuestLanding:
                 return
 
     def _open(self, key: Key) -> None:
-        sockets = {stream: self._directory / f"{stream}.in" for stream in STREAMS}
+        sockets = {stream: self._socket(stream) for stream in STREAMS}
         control = Asked(sockets["control"], self._perform)
         self._tasks.callback(control.close)
         self._tasks.enter_context(Exit(self.address, key, self._suite, sockets))
+
+    def _socket(self, stream: str) -> Path:
+        """Several guests may come at once."""
+        return self._directory / f"{self._vtpm[:8]}.{stream}"
 
     # -- requests of the source's host ------------------------------------------------------------------------
 
@@ -101,7 +106,7 @@ class GuestLanding:
         guest.channel = guest.wire.plug_manager(host.running_manager())
         guest.wire.plug_arriving(guest.vm)
         self._incoming = Incoming(guest.vm)
-        self._incoming.listen(self._directory / "ram.in")
+        self._incoming.listen(self._socket("ram"))
 
     def _spec(self, name: str, vm: str) -> VmSpec:
         """The machine that it will be here."""
