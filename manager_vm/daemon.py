@@ -20,6 +20,8 @@ from manager_vm.protocol.lifecycle import State
 from manager_vm.server.attestor import Attestor
 from manager_vm.server.certify import Certifier
 from manager_vm.server.desk import Desk
+from manager_vm.server.guest_gate import Gates
+from manager_vm.server.guest_tunnel import Tunnels
 from manager_vm.server.links import Perform, open_link
 from manager_vm.server.moving import Moving
 from manager_vm.server.reception import Provisioning, Reception, Recovering
@@ -79,14 +81,16 @@ def _started(ground: boot.Ground, store: boot.Store, tasks: ExitStack) -> tuple[
         _name_running_boots(opened.registry)
     cards = Cards()
     receiver = Receiver(store.local, store.own, ground.event_log)
-    moving = _moving(config, store, opened, wiring, cards, receiver)
+    tunnels = Tunnels(store.local, registry)
+    gates = Gates(registry, wiring)
+    moving = _moving(config, store, opened, wiring, cards, receiver, tunnels, gates)
     tasks.callback(moving.close)
     verbs = Verbs(manifest, registry, wiring, attestor, config, ground.warnings, lambda: moving.address, cards)
     serving = Serving(registry, wiring, verbs.restarted, store.voucher.log_is, held)
     relocating = Relocating(manifest, Traveller(store.local, store.own, config.state_dir, serving), receiver)
-    host_link = open_link(
-        config.host_link, _guarded(relocating.host_link(lambda request: verbs.perform(HOST, request)))
-    )
+    asked = gates.host_link(tunnels.host_link(lambda request: verbs.perform(HOST, request)))
+    asked = relocating.host_link(asked)
+    host_link = open_link(config.host_link, _guarded(asked))
     tasks.callback(host_link.close)
     certifier = Certifier(manifest, registry, store.hardware, config.command_deadline)
     desk = Desk(manifest, store.images, opened.journal, verbs, store.enrolment, certifier, moving)
@@ -159,7 +163,14 @@ def _received(config: Config, reception: Reception, stop: int, *watched: _Task) 
 
 
 def _moving(
-    config: Config, store: boot.Store, opened: boot.Opened, wiring: Wiring, cards: Cards, receiver: Receiver
+    config: Config,
+    store: boot.Store,
+    opened: boot.Opened,
+    wiring: Wiring,
+    cards: Cards,
+    receiver: Receiver,
+    tunnels: Tunnels,
+    gates: Gates,
 ) -> Moving:
     def arrived(name: str) -> None:
         if config.own_host:  # as its own host side it wires what comes, and says which boot runs
@@ -169,7 +180,8 @@ def _moving(
             except VtpmManagerError as error:
                 log.warning("vTPM %s has come and is not wired: %s", name, error)
 
-    return Moving(config, store.local, opened.registry, opened.transit, wiring, arrived, cards, receiver.offered)
+    known = config, store.local, opened.registry, opened.transit
+    return Moving(*known, wiring, arrived, cards, receiver.offered, tunnels, gates)
 
 
 def _enrol(ground: boot.Ground, store: boot.Store) -> None:

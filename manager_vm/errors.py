@@ -150,6 +150,12 @@ class QuarantinedError(VtpmError):
     exit_code = 15
 
 
+class BoundError(VtpmError):
+    """The vTPM belongs to another VM: attach it for that one, or have an operator bind it anew."""
+
+    exit_code = 16
+
+
 class MigrationError(VtpmManagerError):
     """Base of errors of a move. ``cause``: the word of ``wire.migration.Cause``, "" where there is none."""
 

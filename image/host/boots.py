@@ -20,7 +20,10 @@ class BootCounter:
 
     def advance(self, beyond: int = 0) -> int:
         """The next boot's number (above ``beyond`` too), durable before it is told to anyone."""
-        number = max(self.number, beyond) + 1
+        return self.adopt(max(self.number, beyond) + 1)
+
+    def adopt(self, number: int) -> int:
+        """The number of a boot that began elsewhere, durable."""
         new = self._path.with_suffix(".new")
         with open(new, "w") as file:
             file.write(str(number))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,12 +26,16 @@ Report = Callable[["Guest"], bool]
 class Guest:
     """``report(guest)`` returns when the manager has acknowledged the guest's boot, or False when it was given up."""
 
-    def __init__(self, spec: VmSpec, accelerator: str, report: Report, *, restore: Path | None = None) -> None:
+    def __init__(
+        self, spec: VmSpec, accelerator: str, report: Report, *, restore: Path | None = None, arrives: bool = False
+    ) -> None:
         self.name = spec.name
-        self.vm = Vm(spec, accelerator, restore=restore)
+        self.vm = Vm(spec, accelerator, restore=restore, arrives=arrives)
+        self.uuid = self.vm.uuid
         self.wire: Wire | None = None
         self.channel = ""  # the wire's address in the manager
         self.boots = BootCounter(spec.directory / "boot")
+        self.held = False  # at a reset that the manager has not acknowledged
         self.closing = threading.Event()
         self._report = report
         self._thread = threading.Thread(target=self._watch, name=f"guest {spec.name}", daemon=True)
@@ -68,10 +73,12 @@ class Guest:
 
     def _stopped(self, reason: str) -> None:
         if reason == "guest-reset":
+            self.held = True
             number = self.boots.advance()
             log.info("guest %s: held at its reset (boot %d)", self.name, number)
             if self._report(self):
                 self._release()
+            self.held = False
         elif reason in ("guest-shutdown", "guest-panic"):
             log.info("guest %s: %s", self.name, "powered off" if reason == "guest-shutdown" else "its kernel panicked")
             self.vm.qmp.execute("quit")
@@ -84,3 +91,14 @@ class Guest:
         self.vm.go()
         while (event := self.vm.qmp.next_event(None)) is not None and event["event"] != "RESUME":
             pass  # firmware asks for one reset in several ways: what came before this reset was this reset
+
+
+def spec(name: str, images: Path, directory: Path, vm: str = "") -> VmSpec:
+    """A guest's machine below ``directory``. ``vm``: its UUID, kept there; "": the one that is kept, else a new one."""
+    own = directory / name
+    own.mkdir(mode=0o700, parents=True, exist_ok=True)
+    kept = own / "uuid"
+    if not vm:
+        vm = kept.read_text() if kept.exists() else str(uuid.uuid4())
+    kept.write_text(vm)
+    return VmSpec(name, images / "guest", own, hold_resets=True, uuid=vm)

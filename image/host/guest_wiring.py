@@ -29,10 +29,10 @@ class GuestWiring:
             guest.channel = guest.wire.plug_manager(manager)
 
     def attach(self, guest: Guest) -> None:
-        """Wire the vTPM to its channel and name the running boot."""
+        """Wire the vTPM to its channel, say which VM is there, and name the running boot."""
         if not guest.channel:
             raise HostError(f"the channel of guest {guest.name} is not plugged into the manager yet")
-        self._links.host("attach", name=guest.name, channel=guest.channel, boot=guest.boots.number)
+        self._links.host("attach", name=guest.name, channel=guest.channel, boot=guest.boots.number, vm=guest.uuid)
 
     def report(self, guest: Guest) -> bool:
         """The guest is held: have the manager acknowledge its boot. The first report wires the channel too."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 
 from image.host import accel, hwtpm, provision, wires
+from image.host import guest as guests
 from image.host.guest import Guest
 from image.host.guest_wiring import GuestWiring
 from image.host.hwtpm import Arriving, HardwareTpm, Kind
@@ -165,11 +166,16 @@ class Host:
                     guest.wire.unplug(manager)
                     self._wiring.plug(guest, manager)
 
-    def take_guest(self, guest: Guest) -> None:
-        """A guest that has followed its vTPM: this host wires it and hears of its boots."""
+    def adopt(self, guest: Guest) -> None:
+        """This host hears of its boots from now on."""
         with self._lock:
             guest.reports_to(self._wiring.report)
             self.guests[guest.name] = guest
+
+    def take_guest(self, guest: Guest) -> None:
+        """A guest that has followed its vTPM: this host wires it and hears of its boots."""
+        with self._lock:
+            self.adopt(guest)
             if not guest.channel:
                 self._wiring.plug(guest, self.running_manager())
             self._await_wired()
@@ -217,12 +223,12 @@ class Host:
 
     # -- guests ---------------------------------------------------------------------------------------------
 
-    def add_guest(self, name: str, carrier: Carrier, saved: Saved | None = None) -> Guest:
-        """Start (or restore) a guest whose TPM is the manager's vTPM ``name``, which must exist."""
-        directory = self.directory / "guests" / name
-        spec = VmSpec(name, self.images / "guest", directory, hold_resets=True)
+    def add_guest(self, name: str, carrier: Carrier, saved: Saved | None = None, vm: str = "") -> Guest:
+        """Start (or restore) a guest whose TPM is the manager's vTPM ``name``, which must exist. ``vm``: its UUID."""
+        directory = self.directory / "guests"
+        spec = guests.spec(name, self.images, directory, vm)
         guest = Guest(spec, self.accelerator, self._wiring.report, restore=saved.memory if saved else None)
-        guest.wire = wires.make(carrier, name, directory.parent)
+        guest.wire = wires.make(carrier, name, directory)
         with self._lock:
             self.guests[name] = guest
             self._wiring.plug(guest, self.running_manager())

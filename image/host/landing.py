@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -19,12 +18,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from image.host import sparse, stored
+from image.host import requests, sparse, stored, streams
 from image.host.guest import Guest
 from image.host.host import Host
 from image.host.hwtpm import Arriving
 from image.host.links import Links
-from image.host.requests import Server, Tell
+from image.host.requests import Server
 from image.host.stored import Stored
 from image.host.transfer import Incoming
 from image.host.tunnel import Exit
@@ -45,7 +44,7 @@ class Landing:
 
     def __init__(self, host: Host, at: tuple[str, int], suite: Suite = Suite.AES) -> None:
         self._host = host
-        self._at = at if at[1] else _free(at[0])
+        self._at = at if at[1] else streams.free_port(at[0])
         self._suite = suite
         self._directory = host.directory / "arriving"
         self._directory.mkdir(mode=0o700, exist_ok=True)
@@ -98,10 +97,10 @@ class Landing:
                 log.error("the tunnel at %s:%d cannot be opened: %s; abort the move at its source", *self._at, error)
 
     def _open(self, key: Key) -> None:
-        verbs = {name: self._spawning(perform) for name, perform in self._verbs().items()}
+        verbs = requests.by(self._host.spawner, self._verbs())
         self._tasks.enter_context(Server(self._path("control"), verbs, self._lost))
-        streams = {name: self._path(name) for name in STREAMS}
-        self._tasks.enter_context(Exit(self._at, key, self._suite, streams))
+        sockets = {name: self._path(name) for name in STREAMS}
+        self._tasks.enter_context(Exit(self._at, key, self._suite, sockets))
 
     def _path(self, stream: str) -> Path:
         return self._directory / f"{stream}.sock"
@@ -116,14 +115,6 @@ class Landing:
             "word": self._word,
             "abort": self._abort,
         }
-
-    def _spawning(self, perform: Callable[..., Any]) -> Callable[..., Any]:
-        """A child process ends with the thread that has started it: one that stays does all work."""
-
-        def performed(tell: Tell, **args: Any) -> Any:
-            return self._host.spawner.submit(perform, **args).result()
-
-        return performed
 
     def _begin(self, method: str, disk: int, ports: list[list[str]]) -> None:
         """Room for the disk, and who takes the streams. ``ports``: (id, name) of the guests' ports that come along."""
@@ -256,9 +247,3 @@ class Landing:
     def _memory(self) -> Path:
         """Encrypted."""
         return self._directory / "memory"
-
-
-def _free(host: str) -> tuple[str, int]:
-    """A port that is free now: it is named before somebody listens there."""
-    with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as found:
-        return host, int(found.getsockname()[1])

@@ -89,3 +89,24 @@ class Links:
             if timeout > _CALL:  # it may change something, and must neither be lost nor be asked twice
                 client.reach()
             return client.call(verb, **args)
+
+
+class Beside(threading.Thread):
+    """A request that takes long, beside what else is to be done. It is made at once."""
+
+    def __init__(self, request: Callable[[], object]) -> None:
+        super().__init__(name="request", daemon=True)
+        self._request = request
+        self.error: VtpmManagerError | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._request()
+        except VtpmManagerError as error:
+            self.error = error
+
+    @property
+    def over(self) -> bool:
+        """Whether it has its answer."""
+        return not self.is_alive()

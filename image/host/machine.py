@@ -22,7 +22,8 @@ class VmSpec:
     ``firmware``: OVMF and the UKI; otherwise QEMU loads kernel and initrd (quicker; nothing is measured). ``ports``:
     virtio-serial port -> socket at which its host side listens. ``slots``: empty PCIe root ports for hot-plug.
     ``hwtpm``: swtpm's control socket. ``hold_resets``: a reset or power-off stops the VM and waits for us.
-    ``stub_arguments``: kernel arguments that systemd-stub takes from outside, and measures.
+    ``stub_arguments``: kernel arguments that systemd-stub takes from outside, and measures. ``uuid``: in SMBIOS, "" =
+    none.
     """
 
     name: str
@@ -36,6 +37,7 @@ class VmSpec:
     hwtpm: Path | None = None
     hold_resets: bool = False
     stub_arguments: str = ""
+    uuid: str = ""
 
     @property
     def monitor(self) -> Path:
@@ -69,6 +71,8 @@ def argv(spec: VmSpec, accelerator: str, *, incoming: str | None = None) -> list
     arguments += ["-chardev", f"file,id=console,path={spec.console},append=on", "-serial", "chardev:console"]
     arguments += ["-device", "intel-iommu,intremap=on"]
     arguments += ["-device", "vmgenid,guid=auto"]  # a VM restored from a file draws fresh randomness
+    if spec.uuid:
+        arguments += ["-uuid", spec.uuid]
     if spec.hold_resets:
         arguments += ["-action", "reboot=shutdown,shutdown=pause"]
     arguments += _boot(spec) + _disks(spec) + _ports(spec) + _slots(spec.slots)

@@ -9,6 +9,7 @@ import logging
 import socket
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,17 @@ _ANSWER = 300.0  # seconds: a VM boots
 
 Tell = Callable[[str], None]
 Verbs = Mapping[str, Callable[..., Any]]
+
+
+def by(executor: Executor, verbs: Mapping[str, Callable[..., Any]]) -> Verbs:
+    """These verbs, which tell no progress, all done by ``executor``: a child process ends with the thread that has
+    started it, so one thread that stays does what starts VMs.
+    """
+
+    def performing(perform: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda tell, **args: executor.submit(perform, **args).result()
+
+    return {name: performing(perform) for name, perform in verbs.items()}
 
 
 class Server:

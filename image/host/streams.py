@@ -92,3 +92,9 @@ class Streams:
 
     def _path(self, stream: str) -> Path:
         return self._directory / f"{stream}.out"
+
+
+def free_port(host: str) -> tuple[str, int]:
+    """One that is free now: it is named before somebody listens there."""
+    with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as found:
+        return host, int(found.getsockname()[1])

@@ -71,24 +71,29 @@ class Outgoing:
         else:
             self._qmp.execute("migrate-set-parameters", max_bandwidth=_FULL_SPEED, downtime_limit=_STOPS)
 
+    def await_stopped(self) -> None:
+        """Until the VM has stopped and its migration waits for ``finish``."""
+        self._await(lambda: self._info()["status"] == "pre-switchover", "the VM has stopped")
+
     def finish(self) -> None:
         """The VM stops, the rest is sent. HostError if it did not arrive: the VM runs on here then."""
-        self._await(lambda: self._info()["status"] == "pre-switchover", "the VM has stopped")
+        self.await_stopped()
         if self._job():
             self._qmp.execute("block-job-cancel", device=_JOB)  # of one that is ready: whole, as it is now
             self._await(lambda: not self._job(), "the disk is whole")
         self._qmp.execute("migrate-continue", state="pre-switchover")
         self._await(lambda: self._info()["status"] == "completed", "the memory has arrived", self._transferred)
 
-    def cancel(self) -> None:
-        """Stay here."""
+    def cancel(self, *, resume: bool = True) -> None:
+        """Stay here, and run on."""
         with suppress(HostError):
             self._qmp.execute("migrate_cancel")
             self._await(lambda: self._qmp.execute("query-migrate").get("status", "") in ("", *_OVER), "it is given up")
         with suppress(HostError):
             if self._job():
                 self._qmp.execute("block-job-cancel", device=_JOB, force=True)
-        self.go_on()
+        if resume:
+            self.go_on()
 
     def go_on(self) -> None:
         """Let the processors run, also behind a migration that is complete: for the word that ends this copy."""

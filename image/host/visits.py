@@ -32,7 +32,7 @@ class Visits:
         """Wire the guest's vTPM to a channel as soon as it is here; the guest's boot is the one that it knows."""
 
         def request() -> None:
-            self._links.host("attach", name=guest.name, channel=channel, boot=guest.boots.number)
+            self._links.host("attach", name=guest.name, channel=channel, boot=guest.boots.number, vm=guest.uuid)
 
         what = f"the vTPM of guest {guest.name} is not here yet"
         thread = threading.Thread(target=self._links.insist, args=(what, request, guest.closing), daemon=True)

@@ -67,6 +67,12 @@ class Vm:
         """Let the processors run."""
         self.qmp.execute("cont")
 
+    @property
+    def uuid(self) -> str:
+        """As QEMU reports it; "" for a VM that was given none."""
+        found = str(self.qmp.execute("query-uuid")["UUID"])
+        return found if found.strip("0-") else ""
+
     def power_down(self, timeout: float) -> None:
         """Press the power button and wait; HostError if the VM does not end in time."""
         self.qmp.execute("system_powerdown")

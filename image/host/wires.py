@@ -8,6 +8,7 @@ from pathlib import Path
 
 from image.host.pair import PairServer
 from image.host.vm import Vm
+from manager_vm.errors import HostError
 
 GUEST_PORT = "org.vtpm.tpm"
 
@@ -34,6 +35,14 @@ class Wire(ABC):
     @abstractmethod
     def plug_manager(self, vm: Vm) -> str:
         """Plug the manager's end; the channel's address there."""
+
+    def plug_arriving(self, vm: Vm) -> None:
+        """Plug the guest's end into a VM that waits for its memory; ``join`` connects it."""
+        raise HostError(f"a guest over {self.carrier} does not move: QEMU cannot move its device; use virtio-serial")
+
+    def join(self, vm: Vm) -> None:
+        """The guest, which runs, sees its end hang up and come back: its front end greets who is there now."""
+        raise HostError(f"a channel over {self.carrier} cannot hang up")
 
     def unplug(self, vm: Vm) -> None:
         """Take an end out again."""
@@ -83,6 +92,13 @@ class PortWire(Wire):
 
     def plug_guest(self, vm: Vm) -> None:
         vm.plug_port(self.id, GUEST_PORT, self._socket, server=False)
+
+    def plug_arriving(self, vm: Vm) -> None:
+        # nobody listens there: the guest was connected when it left, so it is told that its port has hung up
+        vm.plug_port(self.id, GUEST_PORT, self._socket.with_suffix(".none"), server=False)
+
+    def join(self, vm: Vm) -> None:
+        vm.change_port(self.id, self._socket)
 
     def plug_manager(self, vm: Vm) -> str:
         self._socket.unlink(missing_ok=True)

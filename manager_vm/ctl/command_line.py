@@ -38,9 +38,11 @@ NAMED = [
     "release",
     "info",
     "ek-cert",
+    "bind",
     "certify",
     "quote",
     "migrate",
+    "resume-guest",
     "abort",
     "declare-dead",
 ]
@@ -87,6 +89,8 @@ def _add_arguments(verbs: dict[str, argparse.ArgumentParser]) -> None:
     for verb in ("create", *NAMED):
         verbs[verb].add_argument("name", metavar="NAME", help="the vTPM")
     verbs["create"].add_argument("--group", metavar="NAME", help="a tenant's group (default: the manager's own)")
+    verbs["create"].add_argument("--vm", metavar="UUID", help="only for the VM with this UUID (QEMU's -uuid)")
+    verbs["bind"].add_argument("vm", metavar="UUID|none", help="the VM that it belongs to from now on")
     verbs["start"].add_argument("--power-on", action="store_true", help="_TPM_Init; refused while a guest is live")
     verbs["destroy"].add_argument("--yes", action="store_true", help="do not ask")
     release = verbs["release"]

@@ -67,6 +67,8 @@ only operators whom the group's authority has enrolled create, start and destroy
 admin of the platform may only stop it. Without --group it is in the group 'default',
 which is the manager's own. A vTPM never changes its group.
 
+--vm UUID: it is served to the VM with this UUID only; see 'bind'.
+
 examples:
   vtpmctl create web1
   vtpmctl --key bob.key create web2 --group acme

@@ -25,7 +25,8 @@ environment:
 exit codes:
   0 done · 1 other · 2 usage · 3 configuration · 4 manager unreachable · 5 protocol · 6 trust
   7 hardware TPM · 8 state disk · 9 host program · 10 vTPM · 11 unknown vTPM · 12 busy or name in use
-  13 wrong state · 14 swtpm · 15 quarantined · 20 move · 21 refused · 22 aborted · 23 handover unconfirmed
+  13 wrong state · 14 swtpm · 15 quarantined · 16 another VM's
+  20 move · 21 refused · 22 aborted · 23 handover unconfirmed
   With --json an error is {"error": {"name": CLASS, "text": TEXT}} on standard output, of a move with "cause"
   (see 'migrations --help'); the text also goes to standard error.
 
@@ -39,6 +40,7 @@ VERBS = {
     "status": "what the manager is and holds",
     "list": "all vTPMs: state, channel, boot number, whether a guest is live, why something is wrong",
     "create": "[signed] manufacture a vTPM: EKs (RSA-2048, P-256, P-384) and their certificates; it has no power yet",
+    "bind": "[signed] say which VM a vTPM belongs to, by its UUID: it is served to no other; none: to any",
     "show": "one vTPM in full",
     "start": "[signed] resume a stopped vTPM where it was; with --power-on start it anew (PCRs zero)",
     "stop": "[signed] park a vTPM: PCRs, sessions and loaded objects are kept for 'start'",
@@ -53,6 +55,7 @@ VERBS = {
     "quote": "[signed] evidence that a vTPM is on this platform, which runs an approved image, for a verifier's nonce",
     "verify": "[offline] verify evidence: of 'quote' here, or of 'python -m guest_frontend quote' in a guest",
     "migrate": "[signed] move a vTPM to another manager, by an order of its group's authority",
+    "resume-guest": "[host link] let a guest run on that a failed move has left standing still",
     "evacuate": "[signed] move all vTPMs to another manager",
     "migrations": "[signed] moves: how far they are, how they ended, receipts",
     "receipt": "[signed] what proves a move to others: order, both platforms' evidence, both sides' signed words",

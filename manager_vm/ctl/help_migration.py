@@ -18,6 +18,13 @@ Then the guest has to find it: attach it at the destination to a channel of the 
 front end that was given CHANNEL,CHANNEL goes to the second by itself. --dry-run ends
 before the vTPM is touched.
 
+--with-guest moves the guest's VM too: its memory while it runs, then it stands still, its
+vTPM moves, and the other host attaches the vTPM for the VM that has come, whose UUID the
+manager there compares with the vTPM's ('bind'). For the hosts of this machine, a channel
+over virtio-serial, and -m and PEER their directories. If it fails the guest runs on here
+with its vTPM (which an order for the way back, made beforehand, may fetch; with --order
+there is none); or the text says that it stands still: see 'resume-guest'.
+
 Exit codes: 20 it stays, the text says why; 21 the same, and it is the destination that
 refused; 22 the move had begun and was given up, it goes on here; 23 it was given up for
 the destination, which has not confirmed it: it is asked again until it does, and
@@ -25,7 +32,15 @@ the destination, which has not confirmed it: it is asked again until it does, an
 
 examples:
   vtpmctl -m A migrate web1 --to B                       two dev managers in one directory
+  vtpmctl -m HOST1 migrate web1 --to HOST2 --with-guest
   vtpmctl -m /run/vtpm migrate web1 --to 10.0.0.7:7654 --order order.json
+""",
+    "resume-guest": """\
+After 'migrate --with-guest' has failed in a way that left the guest standing still: when
+'migrations' says that its vTPM stayed here, or after 'migrate' at the other manager has
+brought it back. The vTPM is attached for the VM; without it the guest does not run.
+
+example: vtpmctl -m HOST1 resume-guest web1
 """,
     "evacuate": """\
 'migrate' for every vTPM, --parallel at once, with an order for each that is made now

@@ -136,11 +136,12 @@ def _attach(args: Args) -> None:
     if args.print == "qemu":
         print(wiring.qemu_arguments(args.name, args.channel or "ivshmem"))
         return
-    _show(args, _call(args, "attach", host=True, name=args.name, channel=args.channel, boot=args.boot))
+    vm = _given(args, "vm")
+    _show(args, _call(args, "attach", host=True, name=args.name, channel=args.channel, boot=args.boot, **vm))
 
 
-def _of_group(args: Args) -> dict[str, Any]:
-    return {} if args.group is None else {"group": args.group}
+def _given(args: Args, *names: str) -> dict[str, Any]:
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
 
 def _ek_cert(args: Args) -> None:
@@ -194,7 +195,8 @@ def _offline(args: Args) -> int:
 _HANDLERS: dict[str, Callable[[Args], int | None]] = {
     "status": _simple("status"),
     "list": _simple("list"),
-    "create": lambda args: _show(args, _call(args, "create", name=args.name, **_of_group(args))),
+    "create": lambda args: _show(args, _call(args, "create", name=args.name, **_given(args, "group", "vm"))),
+    "bind": _simple("bind", "name", "vm"),
     "show": _simple("show", "name"),
     "start": _simple("start", "name", "power_on"),
     "stop": _simple("stop", "name"),
@@ -219,6 +221,7 @@ _HANDLERS: dict[str, Callable[[Args], int | None]] = {
     "revoke": lambda args: operators.revoke(args, _call),
     "approvals": lambda args: operators.approvals(args, _call),
     "migrate": lambda args: migration.migrate(args, _call),
+    "resume-guest": migration.resume_guest,
     "evacuate": lambda args: migration.evacuate(args, _call),
     "migrations": lambda args: migration.migrations(args, _call),
     "relocate": lambda args: relocation.relocate(args, _call),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from manager_vm.ctl import output
+from manager_vm.ctl import output, relocation
 from manager_vm.ctl.client import Client, operator_key, sockets
 from manager_vm.ctl.platforms import read
 from manager_vm.errors import ConfigError, VtpmManagerError
@@ -43,6 +43,9 @@ def migrate(args: Args, call: Call) -> None:
     peer = _peer(args)
     shown = call(args, "show", name=args.name)
     ordered = read(args.order) if args.order is not None else _order(args, call, shown, peer)
+    if args.with_guest:
+        _with_guest(args, call, shown, peer, ordered)
+        return
     moved = call(args, "migrate", name=args.name, order=ordered, to=peer.address, dry_run=args.dry_run)
     if args.json:
         print(output.as_json(moved))
@@ -50,6 +53,25 @@ def migrate(args: Args, call: Call) -> None:
         print(f"{args.name} could move to {moved['to']}")
     else:
         print(f"{args.name} is at {moved['to']} now, generation {moved['generation']}")
+
+
+def _with_guest(args: Args, call: Call, shown: dict[str, Any], peer: _Peer, ordered: bytes) -> None:
+    """Both hosts are on this machine; they move the VM, and have their managers move the vTPM meanwhile."""
+    if args.dry_run or not Path(args.to).is_dir():
+        raise ConfigError("--with-guest takes the directory of a host on this machine, and has no --dry-run")
+    back = b"" if args.order is not None else _order(args, call, shown, peer, back=True)
+    at = relocation.desk(args, args.to, "guest_receive", vtpm=shown["uuid"])["at"]
+    asked = {"name": args.name, "receiver": peer.address, "to": at, "order": ordered, "back": back}
+    told = relocation.desk(args, args.manager, "guest_move", **asked)
+    if args.json:
+        print(output.as_json(told))
+    else:
+        print(f"{args.name} and its guest are at the other host now; the guest stood still for {told['pause']:.1f} s")
+
+
+def resume_guest(args: Args) -> None:
+    """A guest that stands still after a move that failed, and whose vTPM is here."""
+    relocation.desk(args, args.manager, "guest_go_on", name=args.name)
 
 
 def evacuate(args: Args, call: Call) -> int:
@@ -99,8 +121,8 @@ def _peer(args: Args) -> _Peer:
         return _Peer(address, args.platform or _platform(client.call("platform_show"), "the other side's platform"))
 
 
-def _order(args: Args, call: Call, shown: dict[str, Any], peer: _Peer) -> bytes:
-    """By --authority, or by the authority beside the manager (dev, simulated hosts)."""
+def _order(args: Args, call: Call, shown: dict[str, Any], peer: _Peer, *, back: bool = False) -> bytes:
+    """By --authority, or by the authority beside the manager (dev, simulated hosts). ``back``: for the way back."""
     if not peer.platform:
         raise ConfigError("name the other side's platform with --platform, or give the order with --order")
     directory = args.authority or local.directory(sockets(args.manager)[0].absolute().parent)
@@ -110,8 +132,10 @@ def _order(args: Args, call: Call, shown: dict[str, Any], peer: _Peer) -> bytes:
         )
     authority = AuthorityDirectory.open(directory)
     source = _platform(call(args, "platform_show"), "this manager's platform")
-    group = shown["group"]
-    return order.give(shown["uuid"], shown["generation"], source, peer.platform, authority.key, group=group)
+    generation, group = shown["generation"], shown["group"]
+    if back:
+        return order.give(shown["uuid"], generation + 1, peer.platform, source, authority.key, group=group)
+    return order.give(shown["uuid"], generation, source, peer.platform, authority.key, group=group)
 
 
 def _platform(told: dict[str, Any], whose: str) -> str:
@@ -129,6 +153,8 @@ def add_arguments(verbs: dict[str, argparse.ArgumentParser]) -> None:
         text = "make the orders with this authority (default: the one beside the manager)"
         verb.add_argument("--authority", type=Path, metavar="DIR", help=text)
     verbs["migrate"].add_argument("--order", type=Path, metavar="FILE.json", help="the order ('authority order')")
+    text = "its guest's VM moves too, by the hosts of both managers; PEER is DIR"
+    verbs["migrate"].add_argument("--with-guest", action="store_true", help=text)
     verbs["migrate"].add_argument("--dry-run", action="store_true", help="all that comes before the move, no further")
     verbs["evacuate"].add_argument(
         "--parallel", type=_several, default=2, metavar="N", help="so many at once (default: 2)"

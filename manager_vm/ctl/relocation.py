@@ -36,7 +36,7 @@ def relocate(args: Args, call: Call) -> None:
         told = call(args, "relocate_abort", host=True)
         print(output.as_json(told) if args.json else output.as_fields(told))
     elif args.receive is not None:
-        told = _desk(args, args.manager, "receive", at=args.receive)
+        told = desk(args, args.manager, "receive", at=args.receive)
         print(output.as_json(told) if args.json else f"a manager may come to {told['at']}")
     elif args.method == "postcopy":
         raise ConfigError(relocation.NO_POSTCOPY)
@@ -49,7 +49,7 @@ def relocate(args: Args, call: Call) -> None:
 def _move(args: Args, call: Call) -> None:
     to, receiver, platform = _other(args, call)
     ordered = read(args.order) if args.order is not None else _order(args, call, platform)
-    told = _desk(args, args.manager, "relocate", method=args.method, to=to, receiver=receiver, order=ordered)
+    told = desk(args, args.manager, "relocate", method=args.method, to=to, receiver=receiver, order=ordered)
     if args.json:
         print(output.as_json(told))
         return
@@ -62,7 +62,7 @@ def _other(args: Args, call: Call) -> tuple[str, str, str]:
         if not args.receiver or not (args.order or args.platform):
             raise ConfigError("for another machine name also --receiver HOST:PORT, and --order or --platform")
         return args.to, args.receiver, args.platform or ""
-    told = _desk(args, args.to, "receive")
+    told = desk(args, args.to, "receive")
     there = argparse.Namespace(**{**vars(args), "manager": args.to})
     receiver = args.receiver or call(there, "status")["migration"]
     if not receiver:
@@ -79,12 +79,12 @@ def _order(args: Args, call: Call, platform: str) -> bytes:
     return relocation.give(status["manager"], status["relocation"]["relocations"], source, platform, key)
 
 
-def _desk(args: Args, where: str, verb: str, **values: Any) -> Any:
+def desk(args: Args, where: str, verb: str, **values: Any) -> Any:
     """A request of the program that runs the VMs of a host."""
     path = sockets(where)[0].with_name(_DESK)
     if not path.exists():
         raise ConfigError(
-            f"no program that runs a host's VMs serves {path}: a manager is moved by its host (python -m image.host)"
+            f"no program that runs a host's VMs serves {path}: VMs are moved by their host (python -m image.host)"
         )
     with Client.connect(path, max(args.timeout, _LONG)) as client:
         return client.call(verb, _progress, **values)

@@ -46,4 +46,5 @@ def add_arguments(verbs: dict[str, argparse.ArgumentParser]) -> None:
         "channel", nargs="?", metavar="CHANNEL", help="ivshmem[:PCI-ADDRESS], virtio-serial:NAME, unix:PATH"
     )
     attach.add_argument("--boot", type=int, metavar="N", help="the running boot (default: the newest; power on if off)")
+    attach.add_argument("--vm", metavar="UUID", help="UUID of the VM there: a vTPM that is bound to a VM needs it")
     attach.add_argument("--print", choices=["qemu"], help="only print what to paste into the guest's QEMU command line")

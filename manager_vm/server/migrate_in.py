@@ -26,9 +26,10 @@ from manager_vm.protocol import agreement
 from manager_vm.protocol.agreement import Agreed
 from manager_vm.protocol.handover import DestinationState
 from manager_vm.protocol.parts import Assembly
+from manager_vm.server import guest_tunnel, peer_link
 from manager_vm.server import ledger as ledgers
-from manager_vm.server import peer_link
 from manager_vm.server.admission import Incoming, Room
+from manager_vm.server.guest_tunnel import Tunnels
 from manager_vm.server.ledger import Ledger
 from manager_vm.server.move_rules import Local
 from manager_vm.server.peer_link import PeerLink, Talk
@@ -60,7 +61,7 @@ Relocations = Callable[[PeerLink, Offer, Callable[[], None]], None]
 class Receiver:
     """The listener. ``arrived`` is told the name of each vTPM that is PREPARED: somebody may want to wire it.
 
-    ``relocations`` gets what a whole manager that wants to come here says.
+    ``relocations`` gets what a whole manager that wants to come here says, ``tunnels`` what is for a guest's memory.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Receiver:
         where: str,
         arrived: Callable[[str], None],
         relocations: Relocations,
+        tunnels: Tunnels,
     ) -> None:
         self._local = local
         self._transit = transit
@@ -79,6 +81,7 @@ class Receiver:
         self._proofs = proofs
         self._arrived = arrived
         self._relocations = relocations
+        self._tunnels = tunnels
         self._room = Room()
         self._strangers: Counter[str] = Counter()
         self._connections: dict[socket.socket, threading.Thread] = {}
@@ -157,6 +160,9 @@ class Receiver:
             self._words(link, message)
         elif isinstance(message, Offer) and relocation.is_order(message.order):
             self._relocations(link, message, stranger.close)
+        elif isinstance(message, Offer) and guest_tunnel.is_asked(message):
+            with ExitStack() as held:
+                self._tunnels.answer(Incoming(self._local, self._room, held), link, message, stranger.close)
         elif isinstance(message, Offer):
             self._offered(link, message, stranger)
         else:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -56,6 +56,7 @@ _COMMITTED = 20.0
 class _Attempt:
     side: Side
     move: bytes
+    gate: Callable[[], None]
     begun: bool = False  # the ledger has it
     talk: Talk | None = None  # once there are keys
 
@@ -86,11 +87,22 @@ class Sender:
         for link in links:
             link.cut()
 
-    def migrate(self, record: VtpmRecord, ordered: bytes, address: str, *, dry_run: bool) -> dict[str, Any]:
-        """Move a vTPM by this order to the manager at ``address``. ``dry_run``: up to READY, and no further."""
+    def migrate(
+        self,
+        record: VtpmRecord,
+        ordered: bytes,
+        address: str,
+        *,
+        dry_run: bool,
+        gate: Callable[[], None] = lambda: None,
+    ) -> dict[str, Any]:
+        """Move a vTPM by this order to the manager at ``address``. ``dry_run``: up to READY, and no further.
+
+        ``gate`` is called when all is ready for quiescing: it waits, or raises and so ends the move.
+        """
         order = move_rules.verify_order(self._local.manifest.contents, ordered)
-        self._demand_fits(order, record)
-        attempt = _Attempt(Side(self._local, order.destination), os.urandom(ID_SIZE))
+        move_rules.demand_is_of(order, record, self._local.platform.name)
+        attempt = _Attempt(Side(self._local, order.destination), os.urandom(ID_SIZE), gate)
         with self._connected(address) as link:
             try:
                 return self._attempt(attempt, link, record, order, ordered, address, dry_run=dry_run)
@@ -112,20 +124,6 @@ class Sender:
             finally:
                 with self._lock:
                     self._links.discard(link)
-
-    def _demand_fits(self, order: Order, record: VtpmRecord) -> None:
-        wrong = [
-            f"{what} {ordered!r}, and it is {here!r}"
-            for what, ordered, here in (
-                ("uuid", order.vtpm, record.uuid),
-                ("generation", order.generation, record.generation),
-                ("group", order.group, record.group),
-                ("source", order.source, self._local.platform.name),
-            )
-            if ordered != here
-        ]
-        if wrong:
-            raise MigrationError(f"the order is for {'; '.join(wrong)}", Cause.ORDER.word)
 
     def _attempt(
         self,
@@ -149,6 +147,7 @@ class Sender:
         with self._proofs.kept(agreed):
             self._ledger.offer(_move(attempt, agreed, record, order, address), attempt.side.key)
             attempt.begun = True
+            attempt.gate()
             with self._transit.leaving(record.uuid) as departure:
                 self._hand_over(attempt, talk, departure)
             return self._confirmed(attempt, talk)

@@ -15,7 +15,7 @@ from manager_vm.keys.evidence import Voucher
 from manager_vm.server import groups
 from manager_vm.store.final_state import VERSION as STATE_VERSION
 from manager_vm.store.manifest import Manifest
-from manager_vm.store.records import Contents
+from manager_vm.store.records import Contents, VtpmRecord
 from manager_vm.trust import bundle, order, peer
 from manager_vm.trust.order import Order
 from manager_vm.trust.peer import Peer, Rules
@@ -135,6 +135,22 @@ def verify_order(contents: Contents, ordered: bytes) -> Order:
         return order.verify(ordered, lambda group: groups.authority(contents, group))
     except (EvidenceError, ConfigError) as error:
         raise MigrationError(f"the order is not good here: {error}", Cause.ORDER.word) from None
+
+
+def demand_is_of(order: Order, record: VtpmRecord, platform: str) -> None:
+    """MigrationError (order) unless the order is for this vTPM as it is now, at the platform of this name."""
+    wrong = [
+        f"{what} {ordered!r}, and it is {here!r}"
+        for what, ordered, here in (
+            ("uuid", order.vtpm, record.uuid),
+            ("generation", order.generation, record.generation),
+            ("group", order.group, record.group),
+            ("source", order.source, platform),
+        )
+        if ordered != here
+    ]
+    if wrong:
+        raise MigrationError(f"the order is for {'; '.join(wrong)}", Cause.ORDER.word)
 
 
 def demand_fits(source: Mapping[str, str], destination: Mapping[str, str]) -> None:

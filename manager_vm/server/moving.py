@@ -14,6 +14,8 @@ from manager_vm.errors import ConfigError, MigrationError, StateError, VtpmManag
 from manager_vm.net import Cards
 from manager_vm.protocol.handover import SourceState
 from manager_vm.server import peer_link
+from manager_vm.server.guest_gate import Gates
+from manager_vm.server.guest_tunnel import Tunnels
 from manager_vm.server.ledger import Ledger
 from manager_vm.server.migrate_in import Receiver, Relocations
 from manager_vm.server.migrate_out import Sender
@@ -36,7 +38,10 @@ _KNOWN = "migration.address"
 
 
 class Moving:
-    """Thread-safe. ``arrived``: what is done for a vTPM that is PREPARED. ``relocations``: for a whole manager."""
+    """Thread-safe. ``arrived``: what is done for a vTPM that is PREPARED. ``relocations``: for a whole manager.
+
+    ``tunnels``: for guests' memory. ``gates``: where a vTPM waits for its guest to stop.
+    """
 
     def __init__(
         self,
@@ -48,8 +53,11 @@ class Moving:
         arrived: Callable[[str], None],
         cards: Cards,
         relocations: Relocations,
+        tunnels: Tunnels,
+        gates: Gates,
     ) -> None:
         self._cards = cards
+        self._gates = gates
         manifest = self._manifest = local.manifest
         self._registry = registry
         self._ledger = Ledger(manifest, transit, config.state_dir / "moves", wiring.detach)
@@ -58,9 +66,8 @@ class Moving:
         self._tasks = ExitStack()
         self._receiver: Receiver | None = None
         if config.migration:
-            self._receiver = _listening(
-                config, lambda at: Receiver(local, transit, self._ledger, self._proofs, at, arrived, relocations)
-            )
+            parts = local, transit, self._ledger, self._proofs
+            self._receiver = _listening(config, lambda at: Receiver(*parts, at, arrived, relocations, tunnels))
             self._tasks.callback(self._receiver.close)
         listener = self._receiver.address if self._receiver is not None else ""
         self._sender = Sender(local, transit, self._ledger, self._proofs, listener)
@@ -82,18 +89,25 @@ class Moving:
     def interrupt(self) -> None:
         """Before the links that ask for moves are closed: no request waits for another manager."""
         self._sender.interrupt()
+        self._gates.interrupt()
 
     def close(self) -> None:
         """No new moves; those under way end as if the network had."""
         self._tasks.close()
 
     def migrate(self, args: dict[str, Any]) -> dict[str, Any]:
-        """Move vTPM ``name`` by ``order`` to the manager at ``to``; ``dry_run``: all but the move itself."""
+        """Move vTPM ``name`` by ``order`` to the manager at ``to``; ``dry_run``: all but the move itself.
+
+        ``with_guest``: just before it is quiesced wait until the host says that its guest stands still.
+        """
         name, ordered, to = args.get("name"), args.get("order"), args.get("to")
         if not isinstance(name, str) or not isinstance(ordered, bytes) or not isinstance(to, str):
             raise ConfigError("name a vTPM, an order of its group's authority, and the other manager's address")
         record = self._registry.record(name, _group(args))
-        return self._sender.migrate(record, ordered, to, dry_run=args.get("dry_run") is True)
+        if args.get("with_guest") is not True:
+            return self._sender.migrate(record, ordered, to, dry_run=args.get("dry_run") is True)
+        with self._gates.of(name) as gate:
+            return self._sender.migrate(record, ordered, to, dry_run=False, gate=gate)
 
     def listed(self, args: dict[str, Any]) -> list[dict[str, Any]]:
         """All moves that are remembered, oldest first."""

@@ -24,7 +24,7 @@ from manager_vm.store.manifest import Manifest
 from manager_vm.store.records import VtpmRecord
 from manager_vm.trust.group import DEFAULT
 from manager_vm.trust.signing import VerifyKey
-from manager_vm.vtpm import boots, properties
+from manager_vm.vtpm import binding, boots, properties
 from manager_vm.vtpm.registry import Registry
 from manager_vm.vtpm.steps import Loss
 from manager_vm.wire.admin import Request, SignedRequest
@@ -108,8 +108,15 @@ class Verbs:
         return self._full(self._registry.record(_name(args)))
 
     def create(self, args: dict[str, Any]) -> dict[str, Any]:
-        """A new vTPM, in a group."""
-        return self._full(self._registry.create(_name(args), _group(args) or DEFAULT))
+        """A new vTPM, in a group; ``vm``: for this VM alone."""
+        return self._full(self._registry.create(_name(args), _group(args) or DEFAULT, _vm(args)))
+
+    def bind(self, args: dict[str, Any]) -> dict[str, Any]:
+        """A vTPM belongs to this ``vm`` from now on, "" or "none": to any."""
+        vm, vtpm = _vm(args), self._registry.get(_name(args), _group(args))
+        with vtpm.changing(Reason.QUIESCED, self._config.command_deadline):
+            self._manifest.commit(lambda contents: binding.bound(contents, vtpm.uuid, vm))
+        return self._full(self._registry.record(vtpm.name))
 
     def start(self, args: dict[str, Any]) -> dict[str, Any]:
         """Resume a parked vTPM, or power it on. A manager that is its own host side names the new boot itself."""
@@ -152,13 +159,16 @@ class Verbs:
         return self._attestor.platform(_name(args), _get(args, "nonce", bytes, b""), _group(args))
 
     def attach(self, args: dict[str, Any]) -> dict[str, Any]:
-        """Wire a vTPM to a channel and name the running boot (none given: power on what is off, else the newest)."""
+        """Wire a vTPM to a channel and name the running boot (none given: power on what is off, else the newest).
+
+        ``vm``: UUID of the VM at the channel's other end.
+        """
         name, boot = _name(args), _get(args, "boot", int, None)
         channel = _get(args, "channel", str, None) or self._wiring.default_channel(name)
         if boot is not None:
             boots.demand_number(boot)
             boots.demand_newest(self._registry.record(name), boot)  # before anything is opened or committed for it
-        new = self._wiring.attach(name, channel)
+        new = self._wiring.attach(name, channel, _vm(args))
         record = self._registry.record(name)
         try:
             self._registry.report_boot(name, record.boot or 1 if boot is None else boot)
@@ -195,6 +205,7 @@ class Verbs:
             "channel": record.channel,
             "boot": record.boot,
             "generation": record.generation,
+            "vm": record.vm,
             "live": vtpm.live,
             "reason": record.reason,
         }
@@ -230,6 +241,10 @@ def _name(args: dict[str, Any]) -> str:
     return str(name)
 
 
+def _vm(args: dict[str, Any]) -> str:
+    return binding.parse(_get(args, "vm", str, ""))
+
+
 def _group(args: dict[str, Any]) -> str | None:
     """The group that the request is about; for a signed one the desk has looked who may say so."""
     group: str | None = _get(args, "group", str, None)
@@ -250,6 +265,7 @@ ADMIN: dict[str, Verb] = {
     "list": Verbs.list,
     "show": Verbs.show,
     "create": Verbs.create,
+    "bind": Verbs.bind,
     "start": Verbs.start,
     "stop": Verbs.stop,
     "destroy": Verbs.destroy,

@@ -15,6 +15,7 @@ from manager_vm.vchan import address
 from manager_vm.vchan.address import Address, Kind
 from manager_vm.vchan.endpoint import Endpoint
 from manager_vm.vchan.lanes import Lanes
+from manager_vm.vtpm import binding
 from manager_vm.vtpm.registry import Registry
 
 log = logging.getLogger(__name__)
@@ -54,9 +55,12 @@ class Wiring:
         atomic.make_directory(self._own_channels)
         return f"unix:{self._own_channels / name}.sock"
 
-    def attach(self, name: str, channel: str) -> bool:
-        """Serve vTPM ``name`` on ``channel``; a broken channel is reopened. False: the same pair again, no change."""
-        self._demand_possible(name, address.parse(channel))
+    def attach(self, name: str, channel: str, vm: str = "") -> bool:
+        """Serve vTPM ``name`` on ``channel``; a broken channel is reopened. False: the same pair again, no change.
+
+        ``vm``: UUID of the VM at the channel's other end; BoundError if the vTPM belongs to another one.
+        """
+        self._demand_possible(name, address.parse(channel), vm)
         with self._lock:
             self._refuse_double(name, channel)
             if self._is_served(name):
@@ -64,7 +68,7 @@ class Wiring:
             self._registry.get(name).named = 0  # before the channel serves anybody
             self._open(name, channel)
             try:
-                self._registry.wire(name, channel)
+                self._registry.wire(name, channel, vm)
             except VtpmManagerError:
                 self._channels.pop(name).close()
                 raise
@@ -106,17 +110,19 @@ class Wiring:
         with self._lock:
             return self._is_served(name)
 
-    def hold(self) -> None:
-        """No channel reads anything until ``release``."""
+    def hold(self, only: str = "") -> None:
+        """No channel serves anything until ``release``; ``only``: that of this vTPM."""
         with self._lock:
-            for channel in self._channels.values():
-                channel.hold()
+            for name, channel in self._channels.items():
+                if only in ("", name):
+                    channel.hold()
 
-    def release(self) -> None:
-        """All go on."""
+    def release(self, only: str = "") -> None:
+        """All go on, or ``only`` that of this vTPM."""
         with self._lock:
-            for channel in self._channels.values():
-                channel.release()
+            for name, channel in self._channels.items():
+                if only in ("", name):
+                    channel.release()
 
     def hasten(self, grace: float) -> None:
         """Before ``close``: one guest's long command must not cost all others their orderly park."""
@@ -159,8 +165,9 @@ class Wiring:
             raise ConfigError("this manager has no carrier for QEMU shims ('shims' in its configuration)")
         return self._lanes.lane(where.argument), SHIM_LOCALITIES
 
-    def _demand_possible(self, name: str, where: Address) -> None:
-        self._registry.get(name)
+    def _demand_possible(self, name: str, where: Address, vm: str) -> None:
+        """Before anything is opened for it."""
+        binding.demand(self._registry.record(name), vm)
         if where.kind is Kind.SHIM and where.argument != name:
             raise ConfigError(f"a shim's channel is named as its vTPM: shim:{name}")
 

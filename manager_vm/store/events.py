@@ -69,6 +69,8 @@ def _vtpms(old: Contents, new: Contents) -> Iterator[Event]:
             yield event, {"vtpms": names, "reason": reason}
     for record in _changed(old, new, "released"):
         yield "released", {"vtpm": record.name, "state": str(record.state), "mark": record.released}
+    for record in _changed(old, new, "vm"):
+        yield "bound", {"vtpm": record.name, "vm": record.vm}
     for record in _changed(old, new, "channel"):
         yield "attached" if record.channel else "detached", {"vtpm": record.name, "channel": record.channel}
     for record in _changed(old, new, "boot"):

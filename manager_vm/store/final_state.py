@@ -14,13 +14,16 @@ from manager_vm.store.blobs import ParkedState, pack_session
 from manager_vm.store.marks import Recovered
 from manager_vm.store.records import MAX_REASON, Contents, VtpmRecord
 
-VERSION = 1
+VERSION = 2  # 1 had no VM
 _MOVABLE = {State.OFF, State.PARKED, State.RUNNING}
 
 
 @dataclass(frozen=True, slots=True)
 class FinalState:
-    """``status``: what it is at the source and becomes at the destination. ``issuer``: of its EK certificates, DER."""
+    """``status``: what it is at the source and becomes at the destination. ``issuer``: of its EK certificates, DER.
+
+    ``vm``: UUID of the VM that it belongs to, "" = any.
+    """
 
     uuid: str
     name: str
@@ -33,6 +36,7 @@ class FinalState:
     released: str
     recovered: tuple[Recovered, ...]
     state: ParkedState
+    vm: str = ""
 
 
 def of(contents: Contents, record: VtpmRecord, state: ParkedState) -> FinalState:
@@ -49,6 +53,7 @@ def of(contents: Contents, record: VtpmRecord, state: ParkedState) -> FinalState
         released=record.released,
         recovered=record.recovered,
         state=state,
+        vm=record.vm,
     )
 
 
@@ -66,6 +71,7 @@ def pack(final: FinalState) -> bytes:
         "issuer": final.issuer,
         "released": final.released,
         "recovered": marks,
+        "vm": final.vm,
     }
     state = {name: getattr(final.state, name) for name in ("permanent", "volatile", "savestate")}
     said = {"version": VERSION, "record": record, **state, "session": pack_session(final.state.session)}
@@ -100,6 +106,7 @@ def _final(record: dict[str, Any], said: dict[str, Any]) -> FinalState:
         released=_text(record["released"])[:MAX_REASON],
         recovered=tuple(_mark(*each) for each in record["recovered"]),
         state=ParkedState(blobs[0], blobs[1], blobs[2], _session(*said["session"])),
+        vm=_text(record["vm"]),
     )
 
 

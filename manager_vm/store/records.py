@@ -25,7 +25,8 @@ class VtpmRecord:
     ``group``: who operates it; it never changes.
     ``before``: of a quarantined one, its state before. ``released``: when, and at what loss, it was led out of
     quarantine; kept for ever. ``recovered``: recoveries that it went through, kept for ever. ``issuer``: certificate
-    (DER) of the CA of its EK certificates, b"": that of its group here.
+    (DER) of the CA of its EK certificates, b"": that of its group here. ``vm``: UUID of the only VM that it is served
+    to, "" = any (``vtpm/binding``).
     """
 
     uuid: str
@@ -47,6 +48,7 @@ class VtpmRecord:
     released: str = ""
     recovered: tuple[Recovered, ...] = ()
     issuer: bytes = b""
+    vm: str = ""
 
 
 @dataclass(frozen=True, slots=True)

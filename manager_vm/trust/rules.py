@@ -62,6 +62,7 @@ RULES: dict[str, Rule] = {
     "recovery_set": _ADMINS,
     "recovery_off": _ADMINS,
     "create": Rule(_WORKERS, about=About.GROUP),
+    "bind": _OPERATORS,
     "start": _OPERATORS,
     "stop": Rule(_WORKERS, about=About.VTPM, platform=_ADMIN),
     "destroy": _OPERATORS,

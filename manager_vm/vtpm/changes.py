@@ -9,6 +9,7 @@ from manager_vm.keys import identity
 from manager_vm.protocol.lifecycle import Event, State, after
 from manager_vm.store import moves
 from manager_vm.store.records import MAX_REASON, Contents, VtpmKeys, VtpmRecord
+from manager_vm.vtpm import binding
 from manager_vm.vtpm.steps import Result
 
 _TAKEN_OVER = "the manager ended while it took it over; every command answers TPM_RC_FAILURE until the guest is reset"
@@ -32,11 +33,13 @@ def put_all(contents: Contents, results: list[Result]) -> Contents:
     return contents
 
 
-def wire(contents: Contents, uuid: str, channel: str) -> Contents:
-    """Another channel ("" = none)."""
+def wire(contents: Contents, uuid: str, channel: str, vm: str = "") -> Contents:
+    """Another channel ("" = none), to this VM; BoundError if the vTPM belongs to another."""
     record = contents.vtpms.get(uuid)
     if record is None:
         raise UnknownVtpmError("the vTPM was destroyed meanwhile")
+    if channel:
+        binding.demand(record, vm)
     return contents if record.channel == channel else contents.with_vtpm(replace(record, channel=channel))
 
 

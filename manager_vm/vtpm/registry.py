@@ -73,13 +73,13 @@ class Registry:
     def _uids(self) -> set[int]:
         return self._leaving | {record.uid for record in self._manifest.contents.vtpms.values()}
 
-    def create(self, name: str, group: str = DEFAULT) -> VtpmRecord:
-        """Manufacture a new vTPM; it is OFF until its VM is powered on."""
+    def create(self, name: str, group: str = DEFAULT, vm: str = "") -> VtpmRecord:
+        """Manufacture a new vTPM, for this VM alone if one is named; it is OFF until its VM is powered on."""
         owner = self._manifest.contents.group(group)
         ca = EkCa.load(owner.ca_key, owner.ca_certificate)
         with self._reservations.hold(name, self._vtpms, self._uids) as uid:
             room.for_new(self._disk.blobs, len(self._vtpms))
-            result = steps.create(self._disk, ca, str(uuid.uuid4()), name, uid, group)
+            result = steps.create(self._disk, ca, str(uuid.uuid4()), name, uid, group, vm)
             self._commit([(None, result)])
             with self._lock:
                 self._vtpms[name] = Vtpm(result.record.uuid, name, State.OFF)
@@ -135,10 +135,10 @@ class Registry:
         event = RELEASES.get(self._record(vtpm).before, Event.RELEASE)
         return self._apply(vtpm, event, lambda record: self._release(record, event, loss))
 
-    def wire(self, name: str, channel: str) -> VtpmRecord:
-        """Remember which channel is this vTPM's ("" = none)."""
+    def wire(self, name: str, channel: str, vm: str = "") -> VtpmRecord:
+        """Remember which channel is this vTPM's ("" = none); BoundError if it belongs to another VM than ``vm``."""
         (vtpm := self.get(name)).named = 0
-        self._manifest.commit(lambda contents: changes.wire(contents, vtpm.uuid, channel))
+        self._manifest.commit(lambda contents: changes.wire(contents, vtpm.uuid, channel, vm))
         return self._record(vtpm)
 
     def note_death(self, vtpm: Vtpm) -> None:

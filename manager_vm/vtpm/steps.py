@@ -51,7 +51,7 @@ class Result:
     session: SessionState | None = None
 
 
-def create(disk: Disk, ca: EkCa, uuid: str, name: str, uid: int, group: str) -> Result:
+def create(disk: Disk, ca: EkCa, uuid: str, name: str, uid: int, group: str, vm: str) -> Result:
     """Manufacture a vTPM: EKs, certificates by its group's CA; keep its permanent state as anchored blob. It is OFF."""
     run = Run.start(disk.launcher, uid)
     try:
@@ -71,6 +71,7 @@ def create(disk: Disk, ca: EkCa, uuid: str, name: str, uid: int, group: str) -> 
         ek_names=made.ek_names,
         certificates=made.certificates,
         group=group,
+        vm=vm,
     )
     return Result(record, VtpmKeys(stored.key))
 

@@ -264,6 +264,7 @@ class Transit:
             released=final.released,
             recovered=final.recovered,
             issuer=final.issuer,
+            vm=final.vm,
         )
         return record, VtpmKeys(stored.key, run.key if runs else None)
 

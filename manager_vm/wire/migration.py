@@ -127,6 +127,11 @@ class Ready:
 
 
 @dataclass(frozen=True, slots=True)
+class KeyKept:
+    """Destination, inner: this conversation was for a key alone, and the key waits for the host there."""
+
+
+@dataclass(frozen=True, slots=True)
 class StatePart:
     """Source, inner: bytes of the state, which has ``total``, from ``offset`` on."""
 
@@ -136,7 +141,7 @@ class StatePart:
 
 
 Outer = Offer | Accept | Confirm | Refuse | Record | Handover
-Inner = Ready | StatePart | Handover | Refuse | relocation.Message
+Inner = Ready | KeyKept | StatePart | Handover | Refuse | relocation.Message
 
 _ID, _POINT, _NONCE, _DIGEST = Fixed(ID_SIZE), Fixed(POINT_SIZE), Fixed(NONCE_SIZE), Fixed(DIGEST_SIZE)
 _FEATURES = Text(Sized(2, 1024))
@@ -188,6 +193,7 @@ _INNER: dict[int, tuple[type, Layout]] = {
     2: (StatePart, _STATE_PART),
     3: (Handover, _HANDOVER),
     4: (Refuse, _REFUSE),
+    5: (KeyKept, {}),
     **relocation.INNER,
 }
 MAX_RECORD = 33_024

@@ -62,6 +62,10 @@ class Client:
         mode = "patient" if patient else ""
         agent.check(f"python3 /root/worker.py {mode} </dev/null >/tmp/worker.err 2>&1 &")
 
+    def follow(self, agent: Agent) -> None:
+        """Its guest is in another VM now."""
+        self._agent = agent
+
     def go_on(self) -> int:
         """Wait for some more rounds; how many there are."""
         step = "sleep 0.2; test ! -e /tmp/end || exit 1"

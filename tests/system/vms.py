@@ -103,10 +103,10 @@ class Lab:
         assert self.host.manager is not None
         return self.host.manager
 
-    def guest(self, name: str = "a", carrier: Carrier = Carrier.IVSHMEM) -> Guest:
-        """A guest with /dev/tpmrm0, its vTPM just created."""
-        self.host.links.admin("create", name=name)
-        guest = self.host.add_guest(name, carrier, self._guest)
+    def guest(self, name: str = "a", carrier: Carrier = Carrier.IVSHMEM, vm: str = "") -> Guest:
+        """A guest with /dev/tpmrm0, its vTPM just created. ``vm``: its UUID, to which its vTPM is bound."""
+        self.host.links.admin("create", name=name, vm=vm)
+        guest = self.host.add_guest(name, carrier, self._guest, vm)
         demo.await_device(guest)
         return guest
 

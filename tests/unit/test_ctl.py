@@ -223,6 +223,8 @@ REQUESTS: list[tuple[str, Path, str, dict[str, Any]]] = [
     ("names", ADMIN, "list", {}),
     ("create web", ADMIN, "create", {"name": "web"}),
     ("create web --group acme", ADMIN, "create", {"name": "web", "group": "acme"}),
+    ("create web --vm none", ADMIN, "create", {"name": "web", "vm": "none"}),
+    ("bind web 6f2c", ADMIN, "bind", {"name": "web", "vm": "6f2c"}),
     ("operator list --group acme", ADMIN, "operators", {"group": "acme"}),
     ("group list", ADMIN, "groups", {}),
     ("group remove acme", ADMIN, "group_remove", {"name": "acme"}),
@@ -245,6 +247,7 @@ REQUESTS: list[tuple[str, Path, str, dict[str, Any]]] = [
     ("declare-dead web --yes", ADMIN, "declare_dead", {"name": "web"}),
     ("attach web", HOST, "attach", {"name": "web", "channel": None, "boot": None}),
     ("attach web ivshmem --boot 3", HOST, "attach", {"name": "web", "channel": "ivshmem", "boot": 3}),
+    ("attach web ivshmem --vm 6f2c", HOST, "attach", {"name": "web", "channel": "ivshmem", "boot": None, "vm": "6f2c"}),
     ("detach web", HOST, "detach", {"name": "web"}),
     ("boot web 7", HOST, "boot", {"name": "web", "number": 7}),
     (

@@ -179,7 +179,7 @@ def test_versions_are_compared_as_numbers() -> None:
 
 STATE = ParkedState(b"permanent", b"volatile", b"", SessionState(b"s" * 16, 7, 0, b"command", None))
 MARKS = (Recovered(b"o", b"i", 5),)
-FINAL = FinalState("u", "web", State.RUNNING, 3, "default", {"ecc-p256": b"n"}, {}, b"ca", "", MARKS, STATE)
+FINAL = FinalState("u", "web", State.RUNNING, 3, "default", {"ecc-p256": b"n"}, {}, b"ca", "", MARKS, STATE, "vm")
 
 
 def test_the_state_survives_its_bytes() -> None:
@@ -195,7 +195,7 @@ def changed(change: Callable[[dict[str, Any]], object]) -> bytes:
 @pytest.mark.parametrize(
     "change",
     [
-        lambda said: said.update(version=2),
+        lambda said: said.update(version=1),
         lambda said: said.update(permanent=b""),
         lambda said: said.update(volatile="text"),
         lambda said: said.update(session=[1]),
@@ -205,6 +205,7 @@ def changed(change: Callable[[dict[str, Any]], object]) -> bytes:
         lambda said: said["record"].update(name=5),
         lambda said: said["record"].update(recovered=[[1, 2]]),
         lambda said: said["record"].pop("uuid"),
+        lambda said: said["record"].pop("vm"),
     ],
 )
 def test_a_state_of_another_form_is_refused(change: Callable[[dict[str, Any]], object]) -> None:
