@@ -106,8 +106,7 @@ class GuestMove:
             except VtpmManagerError as error:
                 raise HostError(f"{error}; {self._fetch_back(guest, out)}") from error
             self.report.pause = time.monotonic() - self._stopped
-            self._phase("settle")
-            self._host.remove_guest(self._name)
+            self._settle()
             self.report.bytes_sent = streams.sent
         self.report.total = time.monotonic() - self._began
         return self.report
@@ -198,6 +197,14 @@ class GuestMove:
         out.finish()
         self._phase("arrive")
         self._ask("arrive", boot=guest.boots.number)
+
+    def _settle(self) -> None:
+        """The guest is there, whatever becomes of what is left here."""
+        self._phase("settle")
+        try:
+            self._host.remove_guest(self._name)
+        except VtpmManagerError as error:
+            log.error("guest %s is at the other host; what is left of it here: %s", self._name, error)
 
     # -- when it fails ------------------------------------------------------------------------------------------
 
