@@ -70,6 +70,10 @@ class Link:
             answers += self._receive(self._endpoint, now)
         return answers + self._perform(self._client.tick(now))
 
+    def be_patient(self, patience: float) -> None:
+        """From now on TPM_RC_RETRY comes after this many seconds."""
+        self._client.patience = patience
+
     def submit(self, command: bytes, locality: int = 0) -> list[bytes]:
         """A command from the local client; its answer may come at once."""
         return self._perform(self._client.submit(command, locality, time.monotonic()))
