@@ -95,12 +95,15 @@ class Verdict(Enum):
     OUT_OF_ORDER = auto()
 
 
-class ChannelServer:
-    """The automaton. ``localities`` are those that the wiring allows."""
+GUESTS = frozenset({0})  # localities of a guest's own channel
 
-    def __init__(self, state: SessionState | None = None, localities: frozenset[int] = frozenset({0})) -> None:
+
+class ChannelServer:
+    """The automaton. ``localities`` are those that the host side allows; it may say so anew (``localities``)."""
+
+    def __init__(self, state: SessionState | None = None, localities: frozenset[int] = GUESTS) -> None:
         self._state = state or SessionState()
-        self._localities = localities
+        self.localities = localities
         self._greeted = False
         self._running: Command | None = None
         self._orphaned = False  # the running command belongs to a session that is over
@@ -222,7 +225,7 @@ class ChannelServer:
 
     def _new(self, command: Command) -> list[Action]:
         rc = tpm.check_frame(command.command)
-        if rc is None and command.locality not in self._localities:
+        if rc is None and command.locality not in self.localities:
             rc = tpm.RC.TPM_RC_LOCALITY
         self._running = command
         if rc is not None:

@@ -17,6 +17,7 @@ from manager_vm import net
 from manager_vm.config import Config
 from manager_vm.errors import ConfigError, RemoteProtocolError, UnknownVtpmError, VtpmManagerError
 from manager_vm.net import Cards
+from manager_vm.protocol.channel_server import GUESTS
 from manager_vm.server import recovery, relocate_rules
 from manager_vm.server.attestor import Attestor
 from manager_vm.server.wiring import Wiring
@@ -31,6 +32,7 @@ from manager_vm.wire.admin import Request, SignedRequest
 from manager_vm.wire.channel import Reason
 
 VERSION = "0.1.0"
+_LOCALITIES = 5  # 0 to 4 (Part 1, 8: those that a platform of the PC kind has)
 
 Verb = Callable[["Verbs", dict[str, Any]], Any]
 
@@ -173,11 +175,18 @@ class Verbs:
         self._wiring.detach(_name(args))
 
     def boot(self, args: dict[str, Any]) -> dict[str, Any]:
-        """A VM was reset or powered on: its boot number."""
-        number = _get(args, "number", int, None)
+        """A VM was reset or powered on: its boot number. ``localities``: how many its commands may have (1 = only 0).
+
+        More than one is for a front end of the host's own (guest_frontend/QEMU.md): a guest could say any.
+        """
+        number, localities = _get(args, "number", int, None), _get(args, "localities", int, len(GUESTS))
         if number is None:
             raise ConfigError("boot needs the number of the VM's boot")
-        return self._brief(self._registry.report_boot(_name(args), number))
+        if not 1 <= localities <= _LOCALITIES:
+            raise ConfigError(f"a TPM has {_LOCALITIES} localities; 1 to {_LOCALITIES} of them can be allowed")
+        record = self._registry.report_boot(_name(args), number)
+        self._registry.get(record.name).allow(frozenset(range(localities)))
+        return self._brief(record)
 
     def network(self, args: dict[str, Any]) -> dict[str, Any]:
         """A network card of the VM has exactly these addresses, and this gateway."""

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from manager_vm.errors import BusyError, ConfigError, StateError, VtpmManagerError
+from manager_vm.protocol.channel_server import GUESTS
 from manager_vm.server.attestor import Attestor
 from manager_vm.server.guest_channel import GuestChannel
 from manager_vm.store import atomic
@@ -48,7 +49,9 @@ class Wiring:
             self._refuse_double(name, channel)
             if self._is_served(name):
                 return False
-            self._registry.get(name).named = 0  # before the channel serves anybody
+            vtpm = self._registry.get(name)
+            vtpm.named = 0  # before the channel serves anybody
+            vtpm.allow(GUESTS)
             self._open(name, channel)
             try:
                 self._registry.wire(name, channel)

@@ -15,7 +15,6 @@ from dataclasses import replace
 
 from manager_vm.errors import BusyError, IntegrityError, StateError, UnknownVtpmError, VtpmManagerError
 from manager_vm.keys.ek_ca import EkCa
-from manager_vm.protocol.channel_server import ChannelServer
 from manager_vm.protocol.lifecycle import RELEASES, Event, State, after
 from manager_vm.store.manifest import Manifest
 from manager_vm.store.records import VtpmRecord
@@ -291,7 +290,7 @@ def _adopt(vtpm: Vtpm, result: Result) -> None:
         vtpm.run.close()
     vtpm.run, vtpm.state, vtpm.boot = result.run, result.record.state, result.record.boot
     if result.session is not None:
-        vtpm.channel = ChannelServer(result.session)
+        vtpm.resume_session(result.session)
 
 
 def _end(vtpm: Vtpm) -> None:

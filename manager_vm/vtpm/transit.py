@@ -14,7 +14,6 @@ from dataclasses import replace
 from manager_vm import crypto
 from manager_vm.errors import MigrationError, StateError, SwtpmError, UnknownVtpmError
 from manager_vm.keys import identity
-from manager_vm.protocol.channel_server import ChannelServer
 from manager_vm.protocol.lifecycle import Event, State, after
 from manager_vm.store import blobs, final_state, moves
 from manager_vm.store.blobs import ParkedState, StoredBlob
@@ -180,7 +179,7 @@ class Transit:
             run.discard()
         vtpm = Vtpm(record.uuid, record.name, State.ARRIVING, record.boot)
         vtpm.run = run if record.run else None
-        vtpm.channel = ChannelServer(final.state.session)
+        vtpm.resume_session(final.state.session)
         self._registry.add(vtpm)
 
     def activate(self, uuid: str, also: Also) -> None:

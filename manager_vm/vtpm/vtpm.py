@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator
 
 from manager_vm.errors import BusyError, LocalProtocolError
-from manager_vm.protocol.channel_server import ChannelServer
+from manager_vm.protocol.channel_server import GUESTS, ChannelServer, SessionState
 from manager_vm.protocol.lifecycle import State
 from manager_vm.vtpm.run import Run
 from manager_vm.wire import tpm
@@ -34,11 +34,20 @@ class Vtpm:
         self.state = state
         self.boot = boot  # newest boot number applied
         self.run: Run | None = None
+        self.localities = GUESTS  # that the host side allows
         self.channel = ChannelServer()
         self.named = 0  # the boot that the host side has named as the running one, since this manager started
         self.live = False  # a front end was heard lately on its channel
         self._gate: Reason | None = None
         self._lock = threading.Lock()
+
+    def allow(self, localities: frozenset[int]) -> None:
+        """The host side has said which localities the front end's commands may have, until it says so again."""
+        self.localities = self.channel.localities = localities
+
+    def resume_session(self, session: SessionState) -> None:
+        """Channels go on with this one."""
+        self.channel = ChannelServer(session, self.localities)
 
     @contextlib.contextmanager
     def changing(self, reason: Reason, timeout: float) -> Iterator[None]:
