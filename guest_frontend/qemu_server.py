@@ -198,12 +198,13 @@ class Server:
 
     def _power_on(self) -> bool:
         """Whether the manager has acknowledged a new boot."""
+        began = time.monotonic()
         try:
             number = self._host.power_on(INIT_LIMIT)
         except VtpmManagerError as error:
             log.error("this VM's boot is not acknowledged, its TPM stays off: %s", error)
             return False
-        log.info("boot %d", number)
+        log.info("boot %d, acknowledged after %.2f s", number, time.monotonic() - began)
         self._power = Power(number, self._channel)
         return True
 

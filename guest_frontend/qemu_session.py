@@ -26,7 +26,7 @@ _RESETS = (3, 4)  # localities that may reset the established bit
 _LAST_WORD = b"Exit Boot Services Returned with Success"
 _LAST_PCR = 5
 _LAST_DIGESTS = tuple(hashlib.new(name, _LAST_WORD).digest() for name in ("sha1", "sha256", "sha384", "sha512"))
-# what Linux asks as its first question (tpm2_probe): a kernel without EFI has no last word before it
+# among the first questions of Linux (tpm2_probe, tpm2_get_cc_attrs_tbl): where there is no EFI there is no last word
 _LINUX_PROBE = tpm.get_capability(tpm.TPM_CAP_TPM_PROPERTIES, 0x129, 1)  # TPM_PT_TOTAL_COMMANDS
 
 
