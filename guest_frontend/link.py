@@ -6,6 +6,7 @@ import logging
 import os
 import select
 import time
+from collections.abc import Callable
 
 from manager_vm.errors import BusyError, ConfigError, ProtocolError, UnreachableError, VtpmManagerError
 from manager_vm.protocol.channel_client import KERNEL_PATIENCE, ChannelClient
@@ -27,10 +28,14 @@ class Link:
     """Owns the end point. Poll ``fileno()`` (if not -1) for ``timeout()`` seconds, then call ``step()``.
 
     ``where``: a channel, or several with commas between them for a vTPM that may move: the session goes on at the next
-    one when this one is lost, or when the manager there says that the vTPM has moved.
+    one when this one is lost, or when the manager there says that the vTPM has moved. ``introduce`` is called on each
+    new connection before anything is said there; where it returns False this one is dropped, to be tried again.
     """
 
-    def __init__(self, where: str, patience: float = KERNEL_PATIENCE) -> None:
+    def __init__(
+        self, where: str, patience: float = KERNEL_PATIENCE, introduce: Callable[[], bool] = lambda: True
+    ) -> None:
+        self._introduce = introduce
         self._addresses = [address.parse(each) for each in where.split(",")]
         self._at = 0  # which of them
         self._tried = 0  # channels in this round that had no vTPM for us
@@ -160,6 +165,8 @@ class Link:
             return []
         answers: list[bytes] = []
         if not self._open:
+            if not self._introduce():
+                return self._drop("the manager does not know this front end yet", now)
             self._open = True
             self._decoder.reset()
             answers += self._perform(self._client.connected(now))

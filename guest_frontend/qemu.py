@@ -54,7 +54,7 @@ def _check(host: HostLink, channel: str, name: str) -> None:
 def _listen(path: Path) -> socket.socket:
     """For the owner only; what an earlier run left there is removed."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    umask = os.umask(0o077)
+    umask = os.umask(0o177)
     try:
         if path.is_socket():
             if not listener.connect_ex(str(path)):

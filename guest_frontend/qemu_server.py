@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 INIT_LIMIT = 10.0  # seconds for the manager to acknowledge a boot; QEMU's main loop waits
 COMMAND_LIMIT = 150.0  # seconds for a command that was written; the manager's own limit is 120
-_NAME_LIMIT, _NAME_AGAIN = 1.0, 1.0  # seconds for telling a manager that was away which boot runs; and between tries
+_NAME_LIMIT = 1.0  # seconds for telling a manager that was away which boot runs
 _PATIENCE = 5.0  # seconds for the rest of a message, or for QEMU to take an answer
 _FAILURE = tpm.error_response(tpm.RC.TPM_RC_FAILURE)
 
@@ -32,27 +32,33 @@ _FAILURE = tpm.error_response(tpm.RC.TPM_RC_FAILURE)
 class Power:
     """A boot of the VM: its number, its way to the vTPM, and the command under way."""
 
-    def __init__(self, number: int, channel: str) -> None:
-        self.number = number
-        self.channel = channel
-        self.link = Link(channel, FIRMWARE_PATIENCE)
+    def __init__(self, number: int, channel: str, host: HostLink) -> None:
         self.since: float | None = None  # when the command under way came
-        self.named = True  # the manager knows that this boot runs, as far as we know
-        self._met = False  # it has answered on the channel
-        self.name_at = 0.0  # not before
-
-    def watch(self) -> None:
-        """A manager that was away may not know which boot runs: it is told again."""
-        if self._met and not self.link.ready:
-            self.named = False
-        self._met = self._met or self.link.ready
+        self._number = number
+        self._channel = channel
+        self._host = host
+        self._named = True  # the manager has just acknowledged it
+        self.link = self._connected()
 
     def give_up(self) -> None:
         """The command under way has no answer. A new session: the old one's answer is never taken for another's."""
         self.since = None
         self.link.close()
-        self.link = Link(self.channel, FIRMWARE_PATIENCE)
-        self._met = False
+        self.link = self._connected()
+
+    def _connected(self) -> Link:
+        return Link(self._channel, FIRMWARE_PATIENCE, self._introduce)
+
+    def _introduce(self) -> bool:
+        """A manager that was away is told which boot runs, and whose commands these are, before the first of them."""
+        if not self._named:
+            try:
+                self._host.name_boot(self._number, _NAME_LIMIT)
+            except VtpmManagerError as error:
+                log.warning("the manager does not take it that boot %d runs: %s", self._number, error)
+                return False
+        self._named = False  # for the next connection
+        return True
 
 
 class Server:
@@ -71,7 +77,7 @@ class Server:
         """Serve until ``stop`` is readable."""
         while self._stop not in (ready := self._wait()):
             if self._power is not None:
-                self._tend(self._power)
+                self._answered(self._power.link.step())
             if self._client is not None and self._client.control.fileno() in ready:
                 self._guarded(self._client, self._control)
             if self._client is not None and self._data_fd in ready:
@@ -205,7 +211,7 @@ class Server:
             log.error("this VM's boot is not acknowledged, its TPM stays off: %s", error)
             return False
         log.info("boot %d, acknowledged after %.2f s", number, time.monotonic() - began)
-        self._power = Power(number, self._channel)
+        self._power = Power(number, self._channel, self._host)
         return True
 
     def _power_off(self) -> None:
@@ -215,18 +221,6 @@ class Server:
             power.link.close()
             if power.since is not None:
                 self._reply(_FAILURE)
-
-    def _tend(self, power: Power) -> None:
-        self._answered(power.link.step())
-        power.watch()
-        if power.named or not power.link.ready or time.monotonic() < power.name_at:
-            return
-        power.name_at = time.monotonic() + _NAME_AGAIN
-        try:
-            self._host.name_boot(power.number, _NAME_LIMIT)
-            power.named = True
-        except VtpmManagerError as error:
-            log.warning("the manager has not heard that boot %d runs: %s", power.number, error)
 
     def _answered(self, answers: list[bytes]) -> None:
         for answer in answers:
