@@ -8,6 +8,7 @@ which is a new boot. A state blob neither comes nor goes: a vTPM moves from mana
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -28,6 +29,15 @@ _LAST_PCR = 5
 _LAST_DIGESTS = tuple(hashlib.new(name, _LAST_WORD).digest() for name in ("sha1", "sha256", "sha384", "sha512"))
 # among the first questions of Linux (tpm2_probe, tpm2_get_cc_attrs_tbl): where there is no EFI there is no last word
 _LINUX_PROBE = tpm.get_capability(tpm.TPM_CAP_TPM_PROPERTIES, 0x129, 1)  # TPM_PT_TOTAL_COMMANDS
+
+
+# what firmware does first and the manager has done in its place at each boot: TPM2_Startup(CLEAR), and a platformAuth
+# that nobody learns (TPM2_HierarchyChangeAuth by the empty password: Part 3, 24.8)
+_STARTUP = tpm.startup()
+_CHANGE_PLATFORM = struct.pack(">III", tpm.TPM_RH_PLATFORM, 9, tpm.TPM_RS_PW)  # handle, size of the session, password
+_EMPTY = bytes(2)
+_STARTED = tpm.HEADER.pack(tpm.TPM_ST_NO_SESSIONS, tpm.HEADER_SIZE, 0)
+_CHANGED = tpm.HEADER.pack(tpm.TPM_ST_SESSIONS, 19, 0) + bytes.fromhex("00000000 0000 01 0000")  # no parameter; session
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +74,7 @@ class Session:
     def __init__(self) -> None:
         self.on = False  # its VM has power, and the manager knows this boot
         self.firmware = True  # no kernel has taken over yet
+        self.fresh = False  # no command came since INIT
         self.locality = 0
         self.buffer_size = BUFFER[1]
 
@@ -77,15 +88,27 @@ class Session:
             return Answer(tpm.error_response(rc))
         if not self.on:
             return Answer(tpm.error_response(tpm.RC.TPM_RC_FAILURE))
+        fresh, self.fresh = self.fresh, False
         self.firmware = self.firmware and command != _LINUX_PROBE
+        if fresh and command == _STARTUP:
+            return Answer(_STARTED)
+        if self.firmware and is_platform_auth(command):
+            return Answer(_CHANGED)
         effect = Execute(command, self.locality, FIRMWARE_PATIENCE if self.firmware else KERNEL_PATIENCE)
         self.firmware = self.firmware and not is_last_word(command)
         return effect
 
     def powered(self, success: bool) -> bytes:
         """The manager knows the new boot, or does not; the answer to INIT."""
-        self.on = self.firmware = success
+        self.on = self.firmware = self.fresh = success
         return wire.result(0 if success else wire.TPM_FAIL)
+
+
+def is_platform_auth(command: bytes) -> bool:
+    """Whether firmware sets a platformAuth by an empty one: handle, session (nonce, attributes, password), new auth."""
+    if tpm.command_code(command) != tpm.CC.TPM2_HierarchyChangeAuth or command[10:22] != _CHANGE_PLATFORM:
+        return False
+    return command[22:24] == command[25:27] == _EMPTY and len(command) == 29 + int.from_bytes(command[27:29], "big")
 
 
 def is_last_word(command: bytes) -> bool:

@@ -29,6 +29,7 @@ from tests.integration.harness import Manager, until
 from tests.integration.shim import Shim, bare_swtpm, connect, shimmed
 
 ZERO = bytes(32)
+TPM_RC_BAD_AUTH = 0x9A2  # of session 1
 HALF_SENT = 5.0  # seconds that the shim waits for the rest of a message
 LAST_WORD = bytes.fromhex("b54f7542cbd872a81a9d9dea839b2b8d747c7ebd5ea6615c40f42f44a6dbeba0")  # PCR 5, SHA-256
 
@@ -204,10 +205,21 @@ def test_each_init_is_a_boot_that_the_manager_knows_and_pcrs_are_fresh_after_it(
             assert extended(qemu) != ZERO
 
 
-def test_firmwares_startup_finds_a_tpm_that_was_started_with_the_boot(shim: Shim) -> None:
+def test_firmwares_first_commands_are_answered_as_by_swtpm_and_the_platform_auth_stays_the_managers(
+    shim: Shim, bare: Path
+) -> None:
+    change = tpm.hierarchy_change_auth(tpm.TPM_RH_PLATFORM, b"firmware's")
+    said = []
+    for path in (bare, shim.path):
+        with FakeQemu(path).power_on() as qemu:
+            said.append([qemu.execute(each) for each in (tpm.startup(), change, tpm.startup(), raw.pcr_read(11))])
+    assert said[0] == said[1]
+    assert [raw.rc(each) for each in said[1]] == [0, 0, RC.TPM_RC_INITIALIZE, 0]
+    again = tpm.hierarchy_change_auth(tpm.TPM_RH_PLATFORM, b"", b"firmware's")
     with shim.qemu().power_on() as qemu:
-        assert raw.rc(qemu.execute(tpm.startup())) == RC.TPM_RC_INITIALIZE
-        assert pcr(qemu) == ZERO
+        qemu.execute(tpm.startup())
+        qemu.execute(change)
+        assert raw.rc(qemu.execute(again)) == TPM_RC_BAD_AUTH
 
 
 def test_boot_numbers_go_on_after_a_restart_of_the_shim_and_after_an_operators_boot(one: Manager) -> None:

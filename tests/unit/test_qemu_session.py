@@ -139,6 +139,38 @@ def test_no_state_blob_ever_makes_a_running_vm_of_an_arriving_one() -> None:
     assert session.control(ARRIVE) == FAIL and not session.on
 
 
+@pytest.mark.parametrize("attributes", [0, 1])
+def test_what_the_manager_has_done_in_firmwares_place_is_a_success_for_firmware(attributes: int) -> None:
+    session = running()
+    assert session.execute(tpm.startup()) == Answer(bytes.fromhex("80010000000a00000000"))
+    change = bytearray(tpm.hierarchy_change_auth(tpm.TPM_RH_PLATFORM, b"\1" * 20))
+    change[24] = attributes  # OVMF: 0, SeaBIOS: 1 (continueSession)
+    assert session.execute(bytes(change)) == Answer(bytes.fromhex("80020000001300000000000000000000010000"))
+    session.execute(extend(5, hashlib.sha256(EXIT).digest()))
+    executed(session, bytes(change))  # a kernel's is the TPM's to refuse
+
+
+def test_a_startup_that_is_not_the_first_command_or_not_clear_is_the_tpms_to_refuse() -> None:
+    executed(running(), tpm.startup(1))
+    session = running()
+    executed(session, COMMAND)
+    executed(session, tpm.startup())
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        tpm.hierarchy_change_auth(tpm.TPM_RH_OWNER, b"new"),
+        tpm.hierarchy_change_auth(tpm.TPM_RH_PLATFORM, b"new", b"old"),
+        tpm.command(CC.TPM2_HierarchyChangeAuth, b"\0\7new", handles=(tpm.TPM_RH_PLATFORM,), auths=1),
+        tpm.command(CC.TPM2_HierarchyChangeAuth, handles=(tpm.TPM_RH_PLATFORM,)),
+    ],
+    ids=["owner", "somebody who knows an auth", "malformed", "no session"],
+)
+def test_no_other_change_of_an_auth_is_answered_without_the_vtpm(command: bytes) -> None:
+    executed(running(), command)
+
+
 # -- commands ----------------------------------------------------------------------------------------------------------
 
 
