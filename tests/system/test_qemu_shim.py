@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -83,8 +84,11 @@ def test_ovmf_measures_the_boot_into_the_vtpm_and_linux_and_ima_go_on_with_it(
         assert_measured(report, tmp_path, unused=[8])
         assert report.pcrs[16] == ZERO != report.extended
         assert manager.show("a")["boot"] == 2
+        with pytest.raises(HostError, match="TPM emulator does not support migration"):
+            vm.save(tmp_path / "saved")  # refused before anything is copied
 
 
+@pytest.mark.full
 @pytest.mark.timeout(300)
 def test_seabios_measures_too_and_each_reset_of_its_vm_is_a_new_boot_with_fresh_pcrs(
     shim: Shim, reporters: Path, manager: Manager, tmp_path: Path
@@ -102,28 +106,21 @@ def test_seabios_measures_too_and_each_reset_of_its_vm_is_a_new_boot_with_fresh_
         assert boot < manager.show("a")["boot"] == reported[-1]  # SeaBIOS resets again, in several ways
 
 
+@pytest.mark.full
 @pytest.mark.timeout(300)
 def test_a_vm_whose_boot_no_manager_acknowledges_ends_at_its_reset_and_starts_again_when_one_does(
     shim: Shim, reporters: Path, manager: Manager
 ) -> None:
     with machine(shim, reporters, "tpm-crb", firmware=False) as vm:
         manager.stop()
-        vm.qmp.execute("system_reset")
-        until(lambda: not vm.running(), 30, "QEMU has ended: INIT failed")
+        with suppress(HostError):  # it ends before it answers
+            vm.qmp.execute("system_reset")
+        until(lambda: not vm.running(), 30, "QEMU has ended")
+        with pytest.raises(HostError, match="ended with status 1"):
+            vm.check()
     assert "is not acknowledged" in shim.log()
     manager.start()
     with machine(shim, reporters, "tpm-crb", firmware=False) as vm:
-        vm.go()
-        assert reporter.wait(vm).pcrs[16] == ZERO
-
-
-@pytest.mark.timeout(300)
-def test_qemu_refuses_to_migrate_such_a_vm_before_anything_is_copied_and_the_vm_goes_on(
-    shim: Shim, reporters: Path, tmp_path: Path
-) -> None:
-    with machine(shim, reporters, "tpm-crb", firmware=False) as vm:
-        with pytest.raises(HostError, match="TPM emulator does not support migration"):
-            vm.save(tmp_path / "saved")
         vm.go()
         assert reporter.wait(vm).pcrs[16] == ZERO
 
