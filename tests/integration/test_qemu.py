@@ -12,6 +12,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -335,36 +336,57 @@ def test_an_init_waits_for_a_manager_that_comes_back(shim: Shim, one: Manager) -
         assert pcr(qemu) == ZERO and boot_of(one) == 3
 
 
+@contextmanager
+def serving(manager: Manager) -> Iterator[Path]:
+    """A shim in this process, whose limits can be changed; its socket."""
+    path, (stop, wake) = manager.directory / "here", os.pipe()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        host = HostLink(str(manager.directory / "host.sock"), "a", stop, 5)
+        server = Server(listener, manager.channel("a"), host, stop)
+        thread = threading.Thread(target=server.loop)
+        thread.start()
+        try:
+            yield path
+        finally:
+            os.write(wake, b"x")
+            thread.join()
+            server.close()
+            path.unlink()
+            os.close(stop)
+            os.close(wake)
+
+
 def test_an_init_without_a_manager_fails_in_bounded_time_and_the_next_one_tries_again(
-    one: Manager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    one: Manager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(qemu_server, "INIT_LIMIT", 1.0)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    path, (stop, wake) = one.directory / "short", os.pipe()
-    listener.bind(str(path))
-    listener.listen()
-    host = HostLink(str(one.directory / "host.sock"), "a", stop, 5)
-    server = Server(listener, one.channel("a"), host, stop)
-    thread = threading.Thread(target=server.loop)
-    thread.start()
-    try:
-        with FakeQemu(path) as qemu:
-            one.stop()
-            began = time.monotonic()
-            with pytest.raises(Refused, match=f"{wire.TPM_FAIL:08x}"):
-                qemu.power_on()
-            assert time.monotonic() - began < 3.0
-            assert raw.rc(qemu.execute(tpm.get_random(8))) == RC.TPM_RC_FAILURE
-            one.start()
+    with serving(one) as path, FakeQemu(path) as qemu:
+        one.stop()
+        began = time.monotonic()
+        with pytest.raises(Refused, match=f"{wire.TPM_FAIL:08x}"):
             qemu.power_on()
-            assert pcr(qemu) == ZERO and boot_of(one) == 2
-    finally:
-        os.write(wake, b"x")
-        thread.join()
-        server.close()
-        path.unlink()
-        os.close(stop)
-        os.close(wake)
+        assert time.monotonic() - began < 3.0
+        assert raw.rc(qemu.execute(tpm.get_random(8))) == RC.TPM_RC_FAILURE
+        one.start()
+        qemu.power_on()
+        assert pcr(qemu) == ZERO and boot_of(one) == 2
+
+
+def test_a_command_without_an_answer_fails_in_bounded_time_and_its_answer_is_nobody_elses(
+    one: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(qemu_server, "COMMAND_LIMIT", 1.0)
+    with serving(one) as path, FakeQemu(path).power_on() as qemu:
+        value, pid = extended(qemu), one.swtpm_pid("a")
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            assert raw.rc(qemu.execute(tpm.get_random(8))) == RC.TPM_RC_FAILURE
+            qemu.data.sendall(raw.pcr_read(11))
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert qemu.data.recv(4096)[-32:] == value
 
 
 def test_a_shim_that_is_told_to_end_while_it_waits_for_the_manager_ends_at_once(one: Manager) -> None:
