@@ -1,4 +1,4 @@
-"""``python -m guest_frontend {device,pipe,socket} CHANNEL``."""
+"""``python -m guest_frontend {device,pipe,socket,qemu} CHANNEL``."""
 
 import sys
 

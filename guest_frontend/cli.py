@@ -10,6 +10,8 @@ USAGE = """\
 usage: python -m guest_frontend device CHANNEL
        python -m guest_frontend pipe CHANNEL
        python -m guest_frontend socket CHANNEL [--port N]
+       python -m guest_frontend qemu CARRIER --host-link SOCKET --vtpm NAME --socket PATH [--vm UUID]
+       python -m guest_frontend qemu CARRIER --host-link SOCKET --directory DIR
        python -m guest_frontend quote CHANNEL | --device /dev/tpmrmN  --nonce HEX [options]
 
 The guest's side of a vTPM that lives in the manager.
@@ -24,12 +26,21 @@ pipe     raw TPM commands on stdin, responses on stdout. For tpm2-tools:
          Several at once take turns, each with its own objects and sessions; what one leaves behind is flushed.
 socket   a swtpm-style pair of TCP ports on 127.0.0.1: commands at N, control at N+1 (default 2321; 0 picks one and
          prints it). For tpm2-tools: export TPM2TOOLS_TCTI=swtpm:host=127.0.0.1,port=N
+qemu     on the host, for VMs whose firmware and kernel know nothing of this: a swtpm, to all appearances, for
+           qemu ... -chardev socket,id=c,path=PATH -tpmdev emulator,id=t,chardev=c -device tpm-crb,tpmdev=t
+         Each power-on and reset of the VM is reported to the manager at its host link (SOCKET) as a new boot of vTPM
+         NAME; this side alone reports its boots, and attaches it. CARRIER is what all guests share: socket:PATH, the
+         host's end of the manager VM's port org.vtpm.shims (dev: unix:DIR/shims.sock). With --directory one service
+         has all guests of the host: DIR/NAME.sock while there is DIR/NAME.guest, a file with the VM's UUID, or empty.
 quote    prove what this guest is and where it runs: a quote by an AK of the vTPM, and its manager's evidence for it,
          as JSON for 'vtpmctl verify'. It goes through the front end that runs. quote --help: options.
 
 exit codes: 0 done, 2 usage, 3 configuration, 4 manager or channel unreachable, 5 protocol, 6 the manager does not
-vouch for that, 12 channel in use, or busy: again
+vouch for that, 11 no such vTPM, 12 channel in use, or busy: again
 """
+
+
+_ONE = {"--socket", "--vtpm", "--host-link", "--vm"}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -61,6 +72,8 @@ def _run(args: list[str]) -> int:
             _socket(channel, "2321")
         case ["socket", channel, "--port", port]:
             _socket(channel, port)
+        case ["qemu", channel, *rest]:
+            return _qemu(channel, rest)
         case ["quote", *rest]:
             from guest_frontend import quoting
 
@@ -68,6 +81,23 @@ def _run(args: list[str]) -> int:
         case _:
             print(USAGE, end="", file=sys.stderr)
             return 2
+    return 0
+
+
+def _qemu(carrier: str, args: list[str]) -> int:
+    """Options in any order, each once."""
+    options = dict(zip(args[::2], args[1::2], strict=False))
+    whole = len(args) == 2 * len(options)
+    from guest_frontend import qemu
+
+    if whole and options.keys() == {"--host-link", "--directory"}:
+        qemu.run_all(carrier, options["--directory"], options["--host-link"])
+    elif whole and {"--socket", "--vtpm", "--host-link"} <= options.keys() <= _ONE:
+        vm = options.get("--vm", "")
+        qemu.run(carrier, options["--socket"], options["--vtpm"], options["--host-link"], vm)
+    else:
+        print(USAGE, end="", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -28,16 +28,19 @@ class Link:
     """Owns the end point. Poll ``fileno()`` (if not -1) for ``timeout()`` seconds, then call ``step()``.
 
     ``where``: a channel, or several with commas between them for a vTPM that may move: the session goes on at the next
-    one when this one is lost, or when the manager there says that the vTPM has moved. ``connect``: how a channel's end
-    point is had (default: ``address.connect``).
+    one when this one is lost, or when the manager there says that the vTPM has moved. ``introduce`` is called on each
+    new connection before anything is said there; where it returns False this one is dropped, to be tried again.
+    ``connect``: how a channel's end point is had (default: ``address.connect``).
     """
 
     def __init__(
         self,
         where: str,
         patience: float = KERNEL_PATIENCE,
+        introduce: Callable[[], bool] = lambda: True,
         connect: Callable[[address.Address], Endpoint] | None = None,
     ) -> None:
+        self._introduce = introduce
         self._connect_to = connect or address.connect
         self._addresses = [address.parse(each) for each in where.split(",")]
         self._at = 0  # which of them
@@ -77,6 +80,10 @@ class Link:
         if self._endpoint is not None:
             answers += self._receive(self._endpoint, now)
         return answers + self._perform(self._client.tick(now))
+
+    def be_patient(self, patience: float) -> None:
+        """From now on TPM_RC_RETRY comes after this many seconds."""
+        self._client.patience = patience
 
     def submit(self, command: bytes, locality: int = 0) -> list[bytes]:
         """A command from the local client; its answer may come at once."""
@@ -165,6 +172,8 @@ class Link:
             return []
         answers: list[bytes] = []
         if not self._open:
+            if not self._introduce():
+                return self._drop("the manager does not know this front end yet", now)
             self._open = True
             self._decoder.reset()
             answers += self._perform(self._client.connected(now))

@@ -51,6 +51,7 @@ ALLOWED = {
         "manager_vm.trust",
         "manager_vm.crypto",
         "manager_vm.protocol.tunnel",
+        "manager_vm.vchan.emulator",
     },
 }
 ONLY_IN = {

@@ -21,7 +21,8 @@ class VmSpec:
 
     ``firmware``: OVMF and the UKI; otherwise QEMU loads kernel and initrd (quicker; nothing is measured). ``ports``:
     virtio-serial port -> socket at which its host side listens. ``slots``: empty PCIe root ports for hot-plug.
-    ``hwtpm``: swtpm's control socket. ``hold_resets``: a reset or power-off stops the VM and waits for us.
+    ``hwtpm``: swtpm's control socket. ``tpm_model``: the device in front of it.
+    ``hold_resets``: a reset or power-off stops the VM and waits for us.
     ``stub_arguments``: kernel arguments that systemd-stub takes from outside, and measures. ``uuid``: in SMBIOS, "" =
     none.
     """
@@ -35,6 +36,7 @@ class VmSpec:
     state_disk: Path | None = None
     slots: int = 1
     hwtpm: Path | None = None
+    tpm_model: str = "tpm-crb"
     hold_resets: bool = False
     stub_arguments: str = ""
     uuid: str = ""
@@ -78,7 +80,7 @@ def argv(spec: VmSpec, accelerator: str, *, incoming: str | None = None) -> list
     arguments += _boot(spec) + _disks(spec) + _ports(spec) + _slots(spec.slots)
     if spec.hwtpm is not None:
         arguments += ["-chardev", f"socket,id=hwtpm,path={spec.hwtpm}", "-tpmdev", "emulator,id=tpm0,chardev=hwtpm"]
-        arguments += ["-device", "tpm-crb,tpmdev=tpm0"]
+        arguments += ["-device", f"{spec.tpm_model},tpmdev=tpm0"]
     if incoming is not None:
         arguments += ["-incoming", incoming]
     return arguments

@@ -62,11 +62,11 @@ class _Pending:
 
 
 class ChannelClient:
-    """The automaton. ``session``: 16 random bytes. ``patience``: seconds before TPM_RC_RETRY."""
+    """The automaton. ``session``: 16 random bytes. ``patience``: seconds before TPM_RC_RETRY; may change."""
 
     def __init__(self, session: bytes, patience: float = KERNEL_PATIENCE) -> None:
         self._session = session
-        self._patience = patience
+        self.patience = patience
         self._pending: _Pending | None = None
         self._queued: _Pending | None = None
         self._seq = 1  # of the pending, or the next command
@@ -150,7 +150,7 @@ class ChannelClient:
             due.append(self._said + PING_INTERVAL)
         for waiting in (self._pending, self._queued):
             if waiting is not None and not waiting.written:
-                due += [waiting.arrived + self._patience]
+                due += [waiting.arrived + self.patience]
                 if self.state is State.READY and waiting.try_at and not waiting.asked:
                     due.append(waiting.try_at)
         return max(min(due) - now, 0.0)
@@ -179,7 +179,7 @@ class ChannelClient:
     def _impatience(self, now: float) -> list[Event]:
         """TPM_RC_RETRY for a command that was never written, or was not accepted, for too long."""
         for waiting in (self._queued, self._pending):
-            if waiting is None or waiting.written or now - waiting.arrived < self._patience:
+            if waiting is None or waiting.written or now - waiting.arrived < self.patience:
                 continue
             if waiting is self._queued:
                 self._queued = None

@@ -38,19 +38,17 @@ _MIN_COMMAND = 10  # bytes: a TPM command header (TPM 2.0 Part 1, 18.2)
 
 @dataclass(frozen=True, slots=True)
 class SessionState:
-    """What a park keeps and a move carries: session id, last seq, the command with it, and its response if known."""
+    """What a park keeps and a move carries: session id, last seq, the command with it, and its response if known.
+
+    ``shut_down``: the newest command, of whatever session, was a TPM2_Shutdown that succeeded (Part 3, 9.4).
+    """
 
     session: bytes = b""
     last_seq: int = 0
     locality: int = 0
     command: bytes = b""
     response: bytes | None = None
-
-    @property
-    def shut_down(self) -> bool:
-        """Whether the last command was a TPM2_Shutdown that succeeded (Part 3, 9.4)."""
-        done = self.response is not None and tpm.response_code(self.response) == tpm.RC.TPM_RC_SUCCESS
-        return done and tpm.command_code(self.command) == tpm.CC.TPM2_Shutdown
+    shut_down: bool = False
 
     def __repr__(self) -> str:
         return f"SessionState(last_seq={self.last_seq})"
@@ -99,6 +97,11 @@ class Verdict(Enum):
     BUSY = auto()
     DIFFERENT = auto()
     OUT_OF_ORDER = auto()
+
+
+def _shuts_down(command: bytes, response: bytes | None) -> bool:
+    done = response is not None and tpm.response_code(response) == tpm.RC.TPM_RC_SUCCESS
+    return done and tpm.command_code(command) == tpm.CC.TPM2_Shutdown
 
 
 class ChannelServer:
@@ -165,10 +168,11 @@ class ChannelServer:
 
     def _finish(self, known: bytes | None, answer: bytes) -> list[Action]:
         command, orphaned = self._take_running()
+        down = _shuts_down(command.command, known)
         if orphaned:
-            self._state = replace(self._state, last_seq=command.seq)
+            self._state = replace(self._state, last_seq=command.seq, shut_down=down)
             return []
-        self._state = SessionState(self._state.session, command.seq, command.locality, command.command, known)
+        self._state = SessionState(self._state.session, command.seq, command.locality, command.command, known, down)
         return [Send(Response(command.seq, answer))] if self._greeted else []
 
     def _hello(self, hello: Hello) -> list[Action]:
@@ -177,7 +181,7 @@ class ChannelServer:
             return self._error(f"{offer} is not supported; this manager speaks version {VERSION}")
         resumed = hello.session == self._state.session
         if not resumed:
-            self._state = SessionState(hello.session, self._state.last_seq)
+            self._state = SessionState(hello.session, self._state.last_seq, shut_down=self._state.shut_down)
             self._orphaned = self._running is not None
             self._quotes.forget()
         self._greeted = True
@@ -187,7 +191,7 @@ class ChannelServer:
     def _bye(self) -> list[Action]:
         self._greeted = False
         self._quotes.forget()
-        self._state = SessionState(last_seq=self._state.last_seq)
+        self._state = SessionState(last_seq=self._state.last_seq, shut_down=self._state.shut_down)
         self._orphaned = self._running is not None
         return []
 

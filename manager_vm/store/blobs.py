@@ -72,7 +72,7 @@ def load(directory: Path, vtpm: str, blob: StoredBlob) -> ParkedState:
 
 def pack_session(session: SessionState) -> list[Any]:
     """As a list of ``SessionState``'s fields."""
-    return [session.session, session.last_seq, session.locality, session.command, session.response]
+    return [session.session, session.last_seq, session.locality, session.command, session.response, session.shut_down]
 
 
 def _associated(vtpm: str, name: str) -> bytes:

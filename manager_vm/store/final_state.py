@@ -114,9 +114,11 @@ def _mark(old: Any, order: Any, time: Any) -> Recovered:
     return Recovered(_bytes(old), _bytes(order), _number(time))
 
 
-def _session(session: Any, last: Any, locality: Any, command: Any, response: Any) -> SessionState:
+def _session(session: Any, last: Any, locality: Any, command: Any, response: Any, down: Any) -> SessionState:
     answer = None if response is None else _bytes(response)
-    return SessionState(_bytes(session), _number(last), _number(locality), _bytes(command), answer)
+    if not isinstance(down, bool):
+        raise TypeError("a truth value is missing")
+    return SessionState(_bytes(session), _number(last), _number(locality), _bytes(command), answer, down)
 
 
 def _table(value: Any) -> dict[str, bytes]:

@@ -40,7 +40,7 @@ class Lane(Endpoint):
             if self._here is State.CLOSED:
                 return
             self._here = state
-            self._visit += 1
+            self._visit += state is State.OPEN
             self._in.clear()
             self._out.clear()
             os.eventfd_write(self._event, 1)

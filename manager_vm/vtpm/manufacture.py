@@ -71,6 +71,15 @@ def power_on(device: Tpm, platform_auth: bytes) -> None:
     demand(device, tpm.hierarchy_change_auth(tpm.TPM_RH_PLATFORM, platform_auth))
 
 
+def stir(device: Tpm, fresh: bytes) -> None:
+    """Random numbers of its own for one that was restored (Part 3, 16.2). One that a guest's firmware has not started
+    up yet has given out none, and draws fresh ones at its Startup.
+    """
+    command = tpm.stir_random(fresh)
+    if tpm.response_code(device.execute(command)) != RC.TPM_RC_INITIALIZE:
+        demand(device, command)
+
+
 def orderly_shutdown(device: Tpm) -> None:
     """TPM2_Shutdown(CLEAR), so that the next start does not count a dictionary-attack strike.
 

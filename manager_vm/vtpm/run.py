@@ -21,7 +21,6 @@ from manager_vm.vtpm import manufacture
 from manager_vm.vtpm.manufacture import Firmware
 from manager_vm.vtpm.sandbox import Sandbox
 from manager_vm.vtpm.swtpm import StateBlobs, Swtpm
-from manager_vm.wire import tpm
 
 _STIR_SIZE = 48  # bytes of fresh randomness mixed in after a restore (at most 128, Part 3, 16.2)
 _AUTH_SIZE = 32  # bytes of random platformAuth
@@ -83,7 +82,7 @@ class Run:
         """Load a parked vTPM into this new process and continue it, with its own random numbers from here on."""
         self._swtpm.set_state(StateBlobs(state.permanent, state.volatile, state.savestate))
         self._swtpm.init()
-        manufacture.demand(self, tpm.stir_random(os.urandom(_STIR_SIZE)))
+        manufacture.stir(self, os.urandom(_STIR_SIZE))
         self.sync()
 
     def restore_permanent(self, permanent: bytes) -> None:

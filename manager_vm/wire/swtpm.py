@@ -7,6 +7,7 @@ is the client's (who drives a swtpm), the second the server's (who stands in for
 from __future__ import annotations
 
 import struct
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
@@ -49,7 +50,7 @@ class Blob(IntEnum):
 PTM_STATE_FLAG_DECRYPTED = 1
 PTM_INIT_FLAG_DELETE_VOLATILE = 1  # QEMU sets it for an arriving VM only: its state was loaded before
 ABSENT = 0x800  # TPM result of GET_STATEBLOB for a blob that is not there (measured)
-TPM_BAD_PARAMETER, TPM_FAIL = 0x03, 0x09  # results (TPM 1.2 codes, as swtpm's)
+TPM_BAD_PARAMETER, TPM_FAIL, TPM_BAD_ORDINAL, TPM_BAD_LOCALITY = 0x03, 0x09, 0x0A, 0x3D  # TPM 1.2 codes, as swtpm's
 RESULT_SIZE = 4
 BLOB_HEAD = struct.Struct(">IIII")  # result, flags, total length, length
 
@@ -185,9 +186,9 @@ def result(code: int = 0) -> bytes:
     return struct.pack(">I", code)
 
 
-def capabilities() -> bytes:
-    """The answer to GET_CAPABILITY: all that is SERVED."""
-    return struct.pack(">Q", sum(bit for _, bit in SERVED.values()))
+def capabilities(but: Collection[Cmd] = ()) -> bytes:
+    """The answer to GET_CAPABILITY: all that is SERVED ``but`` these."""
+    return struct.pack(">Q", sum(bit for command, (_, bit) in SERVED.items() if command not in but))
 
 
 def established(bit: bool) -> bytes:
@@ -195,9 +196,14 @@ def established(bit: bool) -> bytes:
     return struct.pack(">IB3x", 0, bit)
 
 
-def buffersize(size: int, least: int, most: int) -> bytes:
-    """The answer to SET_BUFFERSIZE: the size in force and its bounds, bytes."""
-    return struct.pack(">IIII", 0, size, least, most)
+def buffersize(size: int, least: int, most: int, code: int = 0) -> bytes:
+    """The answer to SET_BUFFERSIZE: a result, the size in force and its bounds, bytes."""
+    return struct.pack(">IIII", code, size, least, most)
+
+
+def no_blob(code: int) -> bytes:
+    """The answer to GET_STATEBLOB where there is a reason to give none: a result."""
+    return BLOB_HEAD.pack(code, 0, 0, 0)
 
 
 def blob(data: bytes, flags: int = 0) -> bytes:

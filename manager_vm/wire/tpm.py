@@ -73,6 +73,7 @@ class CC(IntEnum):
     TPM2_GetRandom = 0x17B
     TPM2_PCR_Read = 0x17E
     TPM2_ReadClock = 0x181
+    TPM2_PCR_Extend = 0x182
 
 
 class Tpm(Protocol):
@@ -92,6 +93,24 @@ def check_frame(command: bytes) -> int | None:
     if not HEADER_SIZE <= len(command) <= MAX_COMMAND or int.from_bytes(command[2:6], "big") != len(command):
         return RC.TPM_RC_COMMAND_SIZE
     return None
+
+
+def take_command(buffer: bytearray) -> bytes | None:
+    """Cut the only command out of ``buffer``; None if it is not whole yet.
+
+    Its sender waits for the answer before the next one: RemoteProtocolError for bytes behind it, as for a size field
+    out of bounds.
+    """
+    if len(buffer) < HEADER_SIZE:
+        return None
+    size = int.from_bytes(buffer[2:6], "big")
+    if not HEADER_SIZE <= size <= MAX_COMMAND or len(buffer) > size:
+        raise RemoteProtocolError(f"a TPM command says {size} bytes and has {len(buffer)}")
+    if len(buffer) < size:
+        return None
+    command = bytes(buffer)
+    buffer.clear()
+    return command
 
 
 def command_code(command: bytes) -> int:

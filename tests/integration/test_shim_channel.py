@@ -28,7 +28,7 @@ def shims(manager: Manager) -> Iterator[Open]:
         stack.callback(lanes.close)
 
         def open_link(name: str) -> Link:
-            link = Link(f"shim:{name}", 10.0, lambda where: lanes.lane(where.argument))
+            link = Link(f"shim:{name}", 10.0, connect=lambda where: lanes.lane(where.argument))
             stack.callback(link.close)
             link.open(5.0)
             return link

@@ -243,6 +243,7 @@ def refuses(lab: vms.Lab, copy: Saved, why: str) -> None:
     lab.host.power_on_manager(copy, arriving=Arriving.KEEP)
     with pytest.raises(TakenError, match=why):
         until(lambda: claimed(lab), 60, "it answers")
+    lab.manager.agent.wait(60)
     until(lambda: "the root key stays sealed" in lab.journal() or "no keyslot" in lab.journal(), 120, "it has no keys")
     lab.host.kill_manager()
 

@@ -15,8 +15,8 @@ from image.host.standin.chip import Chip
 from image.host.standin.session import Answer, Arriving, Desk, Effect, Execute, Load, Reset, Session
 from image.host.unix import listen
 from manager_vm.errors import RemoteProtocolError, SwtpmRefusedError
+from manager_vm.vchan.emulator import Connection
 from manager_vm.wire import swtpm as wire
-from manager_vm.wire import tpm
 from manager_vm.wire.swtpm import Cmd, Request
 
 log = logging.getLogger(__name__)
@@ -25,89 +25,14 @@ SOCKET = "control.sock"
 READY, PID = b"READY", b"pid"  # to the owner: it serves; from the owner: which process is swtpm
 _MOST = 4  # QEMUs at once; one more waits until another leaves
 _PATIENCE = 5.0  # seconds for the rest of a message, or for a QEMU to take an answer
-_PIECE = 65536  # bytes
 
 
-class Client:
-    """A connected QEMU. ``since``: when the message began of which a part is here."""
+class Client(Connection):
+    """A connected QEMU."""
 
     def __init__(self, control: socket.socket, session: Session) -> None:
-        control.settimeout(_PATIENCE)
-        self.control = control
+        super().__init__(control, _PATIENCE)
         self.session = session
-        self.data: socket.socket | None = None
-        self.requests = bytearray()
-        self.command = bytearray()
-        self.fds: list[int] = []
-        self.since: float | None = None
-
-    def receive(self) -> bool:
-        """Take what came on the control socket, descriptors too; whether QEMU is still there."""
-        flags = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
-        try:
-            piece, fds, _, _ = socket.recv_fds(self.control, _PIECE, 1, flags)
-        except BlockingIOError:
-            return True
-        self.fds += fds
-        if len(self.fds) > 1:
-            raise RemoteProtocolError("more descriptors than SET_DATAFD has")
-        self.requests += piece
-        return bool(piece)
-
-    def open_data(self) -> bytes:
-        """SET_DATAFD: the answer."""
-        if len(self.fds) != 1 or self.data is not None:
-            self.drop_fds()
-            return wire.result(wire.TPM_FAIL)
-        try:
-            self.data = socket.socket(fileno=self.fds[0])
-        except OSError:
-            self.drop_fds()
-            return wire.result(wire.TPM_FAIL)
-        self.fds.clear()
-        self.data.settimeout(_PATIENCE)
-        return wire.result()
-
-    def take_command(self) -> bytes | None:
-        """A whole TPM command from the data socket; RemoteProtocolError if its size field is beyond all bounds."""
-        assert self.data is not None
-        piece = self.data.recv(_PIECE, socket.MSG_DONTWAIT)
-        if not piece:
-            self.close_data()
-            return None
-        self.command += piece
-        if len(self.command) < tpm.HEADER_SIZE:
-            return None
-        size = int.from_bytes(self.command[2:6], "big")
-        if not tpm.HEADER_SIZE <= size <= tpm.MAX_COMMAND or len(self.command) > size:
-            raise RemoteProtocolError(f"a TPM command says {size} bytes and has {len(self.command)}")
-        if len(self.command) < size:
-            return None
-        command = bytes(self.command)
-        self.command.clear()
-        return command
-
-    def note(self, now: float) -> None:
-        """Remember since when a message is not whole."""
-        if not self.requests and not self.command and not self.fds:
-            self.since = None
-        elif self.since is None:
-            self.since = now
-
-    def close_data(self) -> None:
-        self.command.clear()
-        if self.data is not None:
-            self.data.close()
-            self.data = None
-
-    def drop_fds(self) -> None:
-        while self.fds:
-            os.close(self.fds.pop())
-
-    def close(self) -> None:
-        self.close_data()
-        self.drop_fds()
-        self.control.close()
 
 
 class Server:
@@ -172,7 +97,7 @@ class Server:
 
     def _patience(self) -> float | None:
         """Milliseconds until something is late."""
-        ends = [client.since + _PATIENCE for client in self._clients if client.since is not None]
+        ends = [client.since + client.patience for client in self._clients if client.since is not None]
         if self.chip.busy_until is not None:
             ends.append(self.chip.busy_until)
         return max(min(ends) - time.monotonic(), 0.0) * 1000 + 1 if ends else None
@@ -182,7 +107,7 @@ class Server:
         now = time.monotonic()
         for client in list(self._clients):
             client.note(now)
-            if client.since is not None and now - client.since > _PATIENCE:
+            if client.late(now):
                 log.warning("a QEMU has sent half a message and nothing since; it is let go")
                 self._drop(client)
         if self.chip.busy_until is not None and now > self.chip.busy_until:
