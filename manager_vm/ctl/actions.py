@@ -5,7 +5,7 @@ from __future__ import annotations
 # what an operator with this role may ask for
 ROLES = {
     "admin": "everything",
-    "operator": "create, start, stop, destroy; reading",
+    "operator": "create, bind, start, stop, destroy; reading",
     "auditor": "reading; the audit log",
 }
 

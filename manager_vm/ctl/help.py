@@ -12,7 +12,7 @@ VMs, which alone knows which channel is whose and when a VM was reset. Verbs mar
 [offline] ask no manager: they work on files of the machine where the authority's key is.
 
 Verbs marked [signed] need the key of an operator whom the manager's authority has
-enrolled, in a role that reaches as far: admin (everything), operator (create, start,
+enrolled, in a role that reaches as far: admin (everything), operator (create, bind, start,
 stop, destroy, reading), auditor (reading, audit). The key is the file of --key, else of
 VTPM_OPERATOR_KEY, else operator.key in DIR/authority or DIR/../authority (simulated
 hosts and dev). The manager gives a challenge, the key signs challenge, verb and

@@ -10,13 +10,13 @@ import pytest
 from guest_frontend.link import Link
 from image.host.links import Beside
 from manager_vm.ctl.client import Client
-from manager_vm.errors import AbortedError, MigrationError, RefusedError, StateError
+from manager_vm.errors import AbortedError, ConfigError, MigrationError, RefusedError, StateError
 from manager_vm.trust.signing import SigningKey
 from manager_vm.wire import tpm
 from tests.integration import raw
 from tests.integration.harness import Manager, until
 from tests.integration.site import Site, address
-from tests.integration.test_binding import OURS
+from tests.integration.test_binding import OURS, refusal
 from tests.integration.test_binding import site as site
 
 
@@ -106,3 +106,16 @@ def test_a_vtpm_whose_guest_does_not_stop_goes_on(site: Site) -> None:
     assert isinstance(moving.error, AbortedError) and "given up the move of the guest" in str(moving.error)
     assert site.a.guest("v").pcr(16) == extended and site.b.ctl("list") == []
     assert not host(site.a, "guest_ready", name="v")["ready"]
+
+
+def test_a_guest_moves_between_hosts_of_this_machine_only_and_else_nothing_moves(site: Site) -> None:
+    order = str(site.order(site.a, site.b))
+    for args, why in (
+        (("migrate", "v", "--to", address(site.b), "--order", order, "--with-guest"), "directory of a host"),
+        (("migrate", "v", "--to", str(site.b.directory), "--with-guest", "--dry-run"), "no --dry-run"),
+        (("migrate", "v", "--to", str(site.b.directory), "--with-guest"), "no program that runs a host's VMs"),
+        (("resume-guest", "v"), "no program that runs a host's VMs"),
+    ):
+        code, name, text = refusal(site.a, *args)
+        assert (code, name) == (ConfigError.exit_code, "ConfigError") and why in text
+    assert site.a.show("v")["state"] == "running" and site.a.ctl("migrations") == []

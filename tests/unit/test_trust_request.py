@@ -147,7 +147,7 @@ NOBODYS = {"provision", "recover_offer", "recover"}  # of managers that do not s
 MAY = {
     Role.AUDITOR: READING | {"operators", "audit", "platform_show", "quote", "migrations", "receipt"},
     Role.OPERATOR: READING
-    | {"operators", "platform_show", "quote", "create", "start", "stop", "destroy", "certify", "bind"}
+    | {"operators", "platform_show", "quote", "create", "bind", "start", "stop", "destroy", "certify"}
     | {"migrate", "migrations", "receipt", "abort"},
     Role.ADMIN: set(rules.RULES) - NOBODYS,
 }
