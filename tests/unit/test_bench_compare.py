@@ -72,14 +72,14 @@ def test_the_overhead_is_taken_round_by_round() -> None:
         ((10.0000001, 9.5), Verdict.MET),
         ((-3.0, 2.0), Verdict.MET),
         ((10.1, 30.0, 80.0), Verdict.MISSED),
-        ((-30.0, 9.0, 4.0), Verdict.NOISY),
+        ((-30.0, 9.0, 4.0), Verdict.MET),
         ((-3.0, 9.0, 20.0), Verdict.NOISY),
         ((8.0, 9.0, 12.0), Verdict.BOTH),
         ((3.0,), Verdict.ONE),
         ((300.0,), Verdict.ONE),
     ],
 )
-def test_the_aim_is_met_or_missed_only_if_the_rounds_agree(values: tuple[float, ...], verdict: Verdict) -> None:
+def test_the_aim_is_met_if_no_round_misses_it_and_missed_if_all_do(values: tuple[float, ...], verdict: Verdict) -> None:
     assert overhead.judge(values) is verdict
 
 
@@ -210,3 +210,11 @@ def test_the_pause_of_a_vtpm_is_seen_in_the_turns_of_its_conversation() -> None:
     assert talk.pause() == wire.Pause(pytest.approx(2.0), pytest.approx(4.0))  # type: ignore[arg-type]
     assert wire.segment(frame(1, 2, 3, b"")) is None
     assert wire.segment(bytes(60)) is None
+
+
+def test_what_was_kept_is_read_again_and_says_the_same() -> None:
+    found = outcomes()
+    kept = json.loads(json.dumps(result.data("compare", {"cpu": "x"}, found, [])))
+    assert result.read(kept) == found
+    with pytest.raises(TypeError):
+        result.read({**kept, "version": 99})

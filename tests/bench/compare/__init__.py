@@ -74,5 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, tell: Callable[[str], None]) -> Report:
     """Everything."""
+    if args.again is not None:
+        return experiment.again("compare", TITLE, __doc__ or "", args.again)
     jobs = experiment.jobs(args, FULL if args.full else USUAL)
     return experiment.run("compare", TITLE, __doc__ or "", jobs, args.budget, tell)

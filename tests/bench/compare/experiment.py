@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from manager_vm.errors import ConfigError
 from tests.bench import machine
@@ -49,6 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser, usual: Scale) -> None:
     parser.add_argument("--quick", action="store_true", help="1 vTPM, 512 MB, one round, no limit: to try it")
     text = f"begin no run beyond it (default: {usual.budget:g} minutes)"
     parser.add_argument("--budget", type=float, default=usual.budget, metavar="MIN", help=text)
+    text = "measure nothing: conclusions and page of an earlier run's JSON"
+    parser.add_argument("--again", type=Path, metavar="FILE.json", help=text)
 
 
 def jobs(args: argparse.Namespace, usual: Scale) -> list[Job]:
@@ -79,6 +83,20 @@ def run(name: str, title: str, about: str, jobs: Sequence[Job], budget: float, t
         tell(f"{len(jobs)} runs, about {schedule.estimate(jobs) / 60:.0f} min; none begins beyond {budget:g} min")
         outcomes = schedule.carry_out(jobs)
     facts["load_at_end"] = list(os.getloadavg())
+    found = findings.conclusions(outcomes)
+    page = report.page(name, title, about, facts, outcomes, found)
+    return Report(result.data(name, facts, outcomes, found), page, report.text(outcomes, found))
+
+
+def again(name: str, title: str, about: str, path: Path) -> Report:
+    """The report of an earlier run. ConfigError for what is none."""
+    from tests.bench.compare import report
+
+    try:
+        kept = json.loads(path.read_text())
+        facts, outcomes = dict(kept["machine"]), result.read(kept)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is no result of this benchmark: {error}") from None
     found = findings.conclusions(outcomes)
     page = report.page(name, title, about, facts, outcomes, found)
     return Report(result.data(name, facts, outcomes, found), page, report.text(outcomes, found))

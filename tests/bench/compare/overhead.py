@@ -49,16 +49,16 @@ def overheads(outcomes: Sequence[Outcome]) -> list[Overhead]:
 
 
 def judge(values: Sequence[float]) -> Verdict:
-    """What is written is judged: tenths of a per cent. That the aim is met needs rounds that agree as well."""
+    """What is written is judged: tenths of a per cent. The aim is met if no round misses it, and missed if all do."""
     rounded = [round(value, 1) for value in values]
     low, high = min(rounded), max(rounded)
     if len(rounded) < 2:
         return Verdict.ONE
     if low > AIM:
         return Verdict.MISSED
-    if high - low > AIM:
-        return Verdict.NOISY
-    return Verdict.MET if high <= AIM else Verdict.BOTH
+    if high <= AIM:
+        return Verdict.MET
+    return Verdict.NOISY if high - low > AIM else Verdict.BOTH
 
 
 def spread(values: Sequence[float]) -> str:

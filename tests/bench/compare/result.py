@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import median
+from typing import Any
 
 from manager_vm.protocol.tunnel import Suite
 
@@ -153,6 +154,19 @@ def grid(outcomes: Sequence[Outcome], memory: int, method: str) -> dict[int, Fig
 def memories(outcomes: Sequence[Outcome]) -> list[int]:
     """Of the grid."""
     return sorted({each.job.memory for each in outcomes if each.job.part == GRID})
+
+
+def read(kept: dict[str, Any]) -> list[Outcome]:
+    """The outcomes in what ``data`` has made; KeyError or TypeError for what is something else."""
+    if kept["version"] != VERSION:
+        raise TypeError(f"version {kept['version']} is not read any more")
+    return [_outcome(**each) for each in kept["outcomes"]]
+
+
+def _outcome(job: dict[str, Any], figures: dict[str, Any] | None, **rest: Any) -> Outcome:
+    if figures is not None:
+        figures = {name: tuple(value) if isinstance(value, list) else value for name, value in figures.items()}
+    return Outcome(Job(**job), Figures(**figures) if figures is not None else None, **rest)
 
 
 def data(

@@ -53,4 +53,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, tell: Callable[[str], None]) -> Report:
     """Everything."""
+    if args.again is not None:
+        return experiment.again("relocate", TITLE, __doc__ or "", args.again)
     return experiment.run("relocate", TITLE, __doc__ or "", experiment.jobs(args, USUAL), args.budget, tell)
