@@ -15,12 +15,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from manager_vm.errors import BusyError, ProtocolError, StateError, UnknownVtpmError, UnreachableError
+from manager_vm.errors import BusyError, ConfigError, ProtocolError, StateError, UnknownVtpmError, UnreachableError
 from manager_vm.wire import admin, framing
 
 log = logging.getLogger(__name__)
 
 _RETRY = 0.2  # seconds between two tries
+_REDEEM = 60.0  # seconds to pull a vTPM: two hardware TPMs quote
 _CHUNK = 65536
 # a manager that starts, a long command, another one's bytes, a vTPM that is on its way or that another has reset
 _PASSES = (UnreachableError, BusyError, ProtocolError, StateError)
@@ -63,9 +64,46 @@ class HostLink:
 
         return self._insist(once, limit)
 
-    def name_boot(self, number: int, limit: float) -> None:
-        """Say to a manager that was away that boot ``number`` runs."""
-        self._boot(number, time.monotonic() + limit)
+    def waits_for_ticket(self, limit: float) -> bool:
+        """Whether the vTPM is not here, or parked for whoever has a ticket."""
+        try:
+            return bool(self.record(limit)["ticket"])
+        except UnknownVtpmError:
+            return True
+
+    @property
+    def names_vm(self) -> bool:
+        """Whether it is known whose vTPM this is."""
+        return bool(self._vm)
+
+    def ticket(self, limit: float) -> bytes:
+        """Have the vTPM parked: its VM leaves."""
+        args = {"name": self._name, "vm": self._vm}
+        return bytes(self._call("ticket", args, time.monotonic() + limit)["ticket"])
+
+    def redeem(self, ticket: bytes) -> int:
+        """The VM has come with this ticket: its boot, within a minute. ConfigError if the ticket is another vTPM's."""
+        found = self._call("redeem", {"ticket": ticket, "vm": self._vm}, time.monotonic() + _REDEEM)
+        if found["name"] != self._name:
+            raise ConfigError(f"this VM has come with a ticket of vTPM {found['name']!r}, and here is {self._name!r}")
+        return int(found["boot"])
+
+    def void(self, limit: float) -> None:
+        """The VM that had come has gone without a command."""
+        self._call("ticket_void", {"name": self._name}, time.monotonic() + limit)
+
+    def name_boot(self, number: int, limit: float, ticket: bytes = b"") -> None:
+        """Say to a manager that was away that boot ``number`` runs.
+
+        ``ticket``: with which its VM has come: a manager that ended before the vTPM was needed has given it back.
+        """
+        try:
+            self._boot(number, time.monotonic() + limit)
+        except UnknownVtpmError:
+            if not ticket:
+                raise
+            self.redeem(ticket)
+            self._boot(number, time.monotonic() + limit)
 
     def _record(self, deadline: float) -> dict[str, Any]:
         for record in self._call("list", {}, deadline):

@@ -10,10 +10,11 @@ import select
 import socket
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 from guest_frontend.host_link import HostLink
 from guest_frontend.link import Link
-from guest_frontend.qemu_session import Answer, Execute, PowerOn, Session
+from guest_frontend.qemu_session import Answer, Execute, GoOn, Leave, PowerOn, Redeem, Session
 from manager_vm.errors import RemoteProtocolError, VtpmManagerError
 from manager_vm.vchan.emulator import Connection
 from manager_vm.wire import swtpm as wire
@@ -22,7 +23,8 @@ from manager_vm.wire.swtpm import Cmd, Request
 
 log = logging.getLogger(__name__)
 
-INIT_LIMIT = 10.0  # seconds for the manager to acknowledge a boot; QEMU's main loop waits
+T = TypeVar("T")
+INIT_LIMIT = 10.0  # seconds for the manager to acknowledge a boot, or to park a vTPM; QEMU's main loop waits
 COMMAND_LIMIT = 150.0  # seconds for a command that was written; the manager's own limit is 120
 _NAME_LIMIT = 1.0  # seconds for telling a manager that was away which boot runs
 _PATIENCE = 5.0  # seconds for the rest of a message, or for QEMU to take an answer
@@ -34,7 +36,8 @@ Connected = Callable[[Callable[[], bool]], Link]  # a link to the vTPM; what it 
 class Power:
     """A boot of the VM: its number, its way to the vTPM, and the command under way."""
 
-    def __init__(self, number: int, connected: Connected, host: HostLink) -> None:
+    def __init__(self, number: int, connected: Connected, host: HostLink, ticket: bytes = b"") -> None:
+        self._ticket = ticket  # with which its VM has come
         self.since: float | None = None  # when the command under way came
         self._number = number
         self._connected = connected
@@ -52,7 +55,7 @@ class Power:
         """A manager that was away is told which boot runs, and on which channel, before the first command."""
         if not self._named:
             try:
-                self._host.name_boot(self._number, _NAME_LIMIT)
+                self._host.name_boot(self._number, _NAME_LIMIT, self._ticket)
             except VtpmManagerError as error:
                 log.warning("the manager does not take it that boot %d runs: %s", self._number, error)
                 return False
@@ -71,6 +74,8 @@ class Server:
         self._client: Connection | None = None
         self._session = Session()
         self._power: Power | None = None
+        self._boot: int | None = None  # of the VM that has come
+        self._ticket = b""  # of that VM
 
     def loop(self) -> None:
         """Serve until ``stop`` is readable."""
@@ -132,7 +137,7 @@ class Server:
             control.close()
             return
         self._drop()
-        self._client, self._session = Connection(control, _PATIENCE), Session()
+        self._client, self._session = Connection(control, _PATIENCE), Session(movable=self._host.names_vm)
 
     def _guarded(self, client: Connection, handle: Callable[[Connection], None]) -> None:
         """What QEMU does wrong ends its connection."""
@@ -148,6 +153,9 @@ class Server:
     def _drop(self) -> None:
         client, self._client = self._client, None
         self._power_off()
+        if self._session.arrived and not self._session.used:  # it has never begun to run here
+            self._told("the vTPM that came waits on", lambda: self._host.void(_NAME_LIMIT))
+        self._session = Session()
         if client is not None:
             client.close()
 
@@ -178,8 +186,19 @@ class Server:
         effect = self._session.control(request)
         if not self._session.on:
             self._power_off()
-        if isinstance(effect, PowerOn):
-            return self._session.powered(self._power_on())
+        match effect:
+            case PowerOn() if self._may_come():
+                return self._session.waits()
+            case PowerOn():
+                return self._session.powered(self._power_on())
+            case Leave():
+                return self._session.left(self._told("this VM cannot take its vTPM along", self._leave))
+            case Redeem(ticket):
+                self._ticket = ticket
+                self._boot = self._told("the vTPM does not follow", lambda: self._host.redeem(ticket))
+                return self._session.redeemed(self._boot is not None)
+            case GoOn():
+                return self._session.powered(self._go_on())
         assert isinstance(effect, Answer)
         return effect.data
 
@@ -188,6 +207,9 @@ class Server:
         if command is None:
             return
         effect = self._session.execute(command)
+        if isinstance(effect, PowerOn):  # no ticket came: a VM that boots
+            self._session.powered(self._power_on())
+            effect = self._session.execute(command)
         if isinstance(effect, Execute) and self._power is not None:
             self._power.since = time.monotonic()
             self._power.link.be_patient(effect.patience)
@@ -212,6 +234,36 @@ class Server:
         log.info("boot %d, acknowledged after %.2f s", number, time.monotonic() - began)
         self._power = Power(number, self._connected, self._host)
         return True
+
+    def _may_come(self) -> bool:
+        """Whether this VM may be one that comes with a ticket: then its power-on is no boot yet."""
+        return self._session.movable and bool(
+            self._told("the manager does not say whether a VM comes", lambda: self._host.waits_for_ticket(INIT_LIMIT))
+        )
+
+    def _leave(self) -> bytes:
+        ticket = self._host.ticket(INIT_LIMIT)
+        log.info("the VM leaves, or is saved: its vTPM is parked")
+        return ticket
+
+    def _go_on(self) -> bool:
+        """Whether the manager has wired the vTPM that was redeemed."""
+
+        def named(boot: int) -> Power:
+            self._host.name_boot(boot, INIT_LIMIT)
+            return Power(boot, self._connected, self._host, self._ticket)
+
+        boot = self._boot
+        self._power = None if boot is None else self._told("the vTPM that came is not wired", lambda: named(boot))
+        return self._power is not None
+
+    def _told(self, what: str, ask: Callable[[], T]) -> T | None:
+        """What the manager answers; None, and why in the log, if it refuses."""
+        try:
+            return ask()
+        except VtpmManagerError as error:
+            log.error("%s: %s", what, error)
+            return None
 
     def _power_off(self) -> None:
         """The VM lets go of its vTPM, which stays as it is; a command under way has no outcome that we could know."""

@@ -2,7 +2,7 @@
 (QEMU.md has the bytes).
 
 STOP, SHUTDOWN and QEMU's leaving take this VM off its vTPM and do nothing to the vTPM itself: that happens at INIT,
-which is a new boot. A state blob neither comes nor goes: a vTPM moves from manager to manager.
+which is a new boot. What comes and goes as a state blob is a ticket: the vTPM itself moves from manager to manager.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from manager_vm.protocol.channel_client import KERNEL_PATIENCE
 from manager_vm.wire import swtpm as wire
 from manager_vm.wire import tpm
-from manager_vm.wire.swtpm import Cmd, Request
+from manager_vm.wire.swtpm import Blob, Cmd, Request
 
 FIRMWARE_PATIENCE = 60.0  # seconds; EDK2 waits 90 s for a response (TIS_TIMEOUT_MAX, PTP_TIMEOUT_MAX)
 LOCALITIES = 5  # 0 to 4
 BUFFER = 2808, tpm.MAX_COMMAND  # bytes, least and most: as libtpms has it
-UNSAID = (Cmd.CMD_GET_STATEBLOB, Cmd.CMD_SET_STATEBLOB)  # not in the capabilities: QEMU refuses to migrate at once
+BLOBS = (Cmd.CMD_GET_STATEBLOB, Cmd.CMD_SET_STATEBLOB)  # without them QEMU refuses to migrate or save, at once
 _RESETS = (3, 4)  # localities that may reset the established bit
 
 # what OVMF measures into PCR 5 as its last word (TCG PC Client Platform Firmware Profile, 7.2.2)
@@ -39,7 +39,24 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class PowerOn:
-    """Report a new boot of the VM, then tell ``Session.powered``."""
+    """Report a new boot of the VM, or leave that to its first command; then ``Session.powered``, or ``waits``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """Have the vTPM parked, and get a ticket for it; then ``Session.left``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Redeem:
+    """Have the manager take the vTPM of this ticket; then ``Session.redeemed``."""
+
+    ticket: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class GoOn:
+    """The VM that has come goes on with the boot that it had; then ``Session.powered``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +68,7 @@ class Execute:
     patience: float
 
 
-Effect = Answer | PowerOn | Execute
+Effect = Answer | PowerOn | Leave | Redeem | GoOn | Execute
 
 _DONE, _FAILED = Answer(wire.result()), Answer(wire.result(wire.TPM_FAIL))
 _NOT_NOW = Answer(wire.result(wire.TPM_BAD_ORDINAL))
@@ -59,10 +76,14 @@ _NO_STATE = Answer(wire.result(tpm.RC.TPM_RC_FAILURE))
 
 
 class Session:
-    """One QEMU, from its arrival to its leaving."""
+    """One QEMU, from its arrival to its leaving. ``movable``: whose VM this is is known, so its vTPM can follow it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, movable: bool = False) -> None:
+        self.movable = movable
         self.on = False  # its VM has power, and the manager knows this boot
+        self.waiting = False  # for a ticket, or for a command that shows that none comes: the VM is to boot then
+        self.arrived = False  # with a ticket
+        self.used = False  # a command has come since
         self.firmware = True  # no kernel has taken over yet
         self.locality = 0
         self.buffer_size = BUFFER[1]
@@ -75,8 +96,12 @@ class Session:
         """A TPM command. QEMU's probe comes before INIT."""
         if (rc := tpm.check_frame(command)) is not None:
             return Answer(tpm.error_response(rc))
+        if self.waiting:
+            self.waiting = False
+            return PowerOn()
         if not self.on:
             return Answer(tpm.error_response(tpm.RC.TPM_RC_FAILURE))
+        self.used = True
         self.firmware = self.firmware and command != _LINUX_PROBE
         effect = Execute(command, self.locality, FIRMWARE_PATIENCE if self.firmware else KERNEL_PATIENCE)
         self.firmware = self.firmware and not is_last_word(command)
@@ -84,8 +109,24 @@ class Session:
 
     def powered(self, success: bool) -> bytes:
         """The manager knows the new boot, or does not; the answer to INIT."""
-        self.on = self.firmware = success
+        self.on = success
+        self.firmware = success and not self.arrived
+        self.waiting = False
         return wire.result(0 if success else wire.TPM_FAIL)
+
+    def waits(self) -> bytes:
+        """The answer to INIT of a VM that may come with a ticket: its vTPM is elsewhere, or parked for one."""
+        self.waiting = True
+        return wire.result()
+
+    def left(self, ticket: bytes | None) -> bytes:
+        """The answer to GET_STATEBLOB: a ticket, or a veto. The VM that goes on asks its vTPM, and that is in time."""
+        return wire.no_blob(tpm.RC.TPM_RC_FAILURE) if ticket is None else wire.blob(ticket)
+
+    def redeemed(self, success: bool) -> bytes:
+        """The answer to SET_STATEBLOB."""
+        self.arrived, self.used, self.waiting = success, False, False
+        return wire.result(0 if success else tpm.RC.TPM_RC_FAILURE)
 
 
 def is_last_word(command: bytes) -> bool:
@@ -100,7 +141,7 @@ def _done(session: Session, request: Request) -> Effect:
 
 
 def _capabilities(session: Session, request: Request) -> Effect:
-    return Answer(wire.capabilities(UNSAID))
+    return Answer(wire.capabilities(() if session.movable else BLOBS))
 
 
 def _off(session: Session, request: Request) -> Effect:
@@ -109,9 +150,12 @@ def _off(session: Session, request: Request) -> Effect:
 
 
 def _init(session: Session, request: Request) -> Effect:
-    """An arriving VM would find a vTPM that knows nothing of it: its state did not come this way."""
+    """The flag says that the VM has come: then with a ticket, and its boot goes on."""
     session.on = False
-    return _FAILED if request.value & wire.PTM_INIT_FLAG_DELETE_VOLATILE else PowerOn()
+    if request.value & wire.PTM_INIT_FLAG_DELETE_VOLATILE:
+        return GoOn() if session.arrived else _FAILED
+    session.arrived = False
+    return PowerOn()
 
 
 def _buffer_size(session: Session, request: Request) -> Effect:
@@ -147,11 +191,16 @@ def _cancel(session: Session, request: Request) -> Effect:
 
 
 def _get_blob(session: Session, request: Request) -> Effect:
-    return Answer(wire.no_blob(tpm.RC.TPM_RC_FAILURE))
+    """The first blob is the ticket, the others are absent."""
+    if not session.movable or not session.on:
+        return Answer(wire.no_blob(tpm.RC.TPM_RC_FAILURE))
+    return Leave() if request.kind is Blob.PERMANENT else Answer(wire.blob(b""))
 
 
 def _set_blob(session: Session, request: Request) -> Effect:
-    return _NO_STATE
+    if not session.movable or request.kind is not Blob.PERMANENT:
+        return _NO_STATE
+    return Redeem(request.data)
 
 
 _RULES: dict[Cmd, Callable[[Session, Request], Effect]] = {

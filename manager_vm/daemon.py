@@ -20,6 +20,7 @@ from manager_vm.protocol.lifecycle import State
 from manager_vm.server.attestor import Attestor
 from manager_vm.server.certify import Certifier
 from manager_vm.server.desk import Desk
+from manager_vm.server.following import Following
 from manager_vm.server.guest_gate import Gates
 from manager_vm.server.guest_tunnel import Tunnels
 from manager_vm.server.links import Perform, open_link
@@ -29,6 +30,7 @@ from manager_vm.server.relocate_in import Receiver
 from manager_vm.server.relocate_out import Traveller
 from manager_vm.server.relocating import Departed, Idle, Relocating, Serving
 from manager_vm.server.verbs import HOST, Verbs, set_up_card
+from manager_vm.server.wanted import Wanted
 from manager_vm.server.watch import Watch
 from manager_vm.server.wiring import Wiring
 from manager_vm.vchan import address
@@ -73,8 +75,8 @@ def _started(ground: boot.Ground, store: boot.Store, tasks: ExitStack) -> tuple[
     attestor = Attestor(manifest, registry, store.voucher)
     tasks.callback(attestor.close)
     own_channels = config.run_dir / "channels" if config.own_host else None
-    lanes = _lanes(config, tasks)
-    wiring = Wiring(registry, config.command_deadline, attestor, own_channels, lanes)
+    lanes, wanted = _lanes(config, tasks), Wanted()
+    wiring = Wiring(registry, config.command_deadline, attestor, own_channels, lanes, wanted.ask)
     tasks.callback(wiring.close)
     if config.own_host:
         wiring.reopen()
@@ -88,7 +90,11 @@ def _started(ground: boot.Ground, store: boot.Store, tasks: ExitStack) -> tuple[
     verbs = Verbs(manifest, registry, wiring, attestor, config, ground.warnings, lambda: moving.address, cards)
     serving = Serving(registry, wiring, verbs.restarted, store.voucher.log_is, held)
     relocating = Relocating(manifest, Traveller(store.local, store.own, config.state_dir, serving), receiver)
-    asked = gates.host_link(tunnels.host_link(lambda request: verbs.perform(HOST, request)))
+    following = Following(store.local, registry, moving)
+    wanted.serve(following.wanted)
+    tasks.callback(wanted.close)
+    asked = following.host_link(lambda request: verbs.perform(HOST, request))
+    asked = gates.host_link(tunnels.host_link(asked))
     asked = relocating.host_link(asked)
     host_link = open_link(config.host_link, _guarded(asked))
     tasks.callback(host_link.close)

@@ -171,6 +171,15 @@ often it has moved.
 example: vtpmctl authority relocate authority --manager 8c1f... --relocations 0 --from rack1 --to rack2 --out order.json
 """,
         ),
+        "standing": (
+            "let a VM take its vTPM along between platforms, as often as its hypervisor moves it",
+            """\
+--serial: 1 for the first one of this VM, one more for each that follows; managers take a
+newer one only. Without --platform it revokes what was ordered before.
+
+example: vtpmctl authority standing authority --vm 0d2c... --platform rack1 rack2 --serial 1 --out web.json
+""",
+        ),
         "show": (
             "what a signed file says, and whether the signature is good",
             """\

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from manager_vm.ctl import actions, migration, platforms, recovery, relocation, statements
+from manager_vm.ctl import actions, migration, platforms, recovery, relocation, standing, statements
 
 Args = argparse.Namespace
 
@@ -30,13 +30,14 @@ def add_actions(verbs: dict[str, argparse.ArgumentParser], common: argparse.Argu
                 formatter_class=argparse.RawDescriptionHelpFormatter,
                 parents=[common],
             )
-    for action in ("init", "approve", "revoke", "enroll", "remove", "recover", "order", "relocate"):
+    for action in ("init", "approve", "revoke", "enroll", "remove", "recover", "order", "relocate", "standing"):
         made["authority", action].add_argument("directory", type=Path, metavar="DIR", help="the authority's directory")
     _add_images(made["authority", "approve"], made["authority", "revoke"])
     _add_operators(made["authority", "enroll"], made["authority", "remove"])
     recovery.add_order(made["authority", "recover"])
     migration.add_order(made["authority", "order"])
     relocation.add_order(made["authority", "relocate"])
+    standing.add_order(made["authority", "standing"])
     show = made["authority", "show"]
     show.add_argument("file", type=Path, metavar="FILE", help="a statement")
     show.add_argument("--authority", type=Path, metavar="FILE", help="authority.pub, to verify it with")

@@ -20,6 +20,7 @@ from manager_vm.ctl import (
     platforms,
     recovery,
     relocation,
+    standing,
     wiring,
 )
 
@@ -117,6 +118,7 @@ def _add_arguments(verbs: dict[str, argparse.ArgumentParser]) -> None:
     recovery.add_arguments(verbs)
     migration.add_arguments(verbs)
     relocation.add_arguments(verbs["relocate"])
+    standing.add_arguments(verbs["standing"])
     wiring.add_arguments(verbs)
     audit.add_arguments(verbs["audit"])
     evidence.add_arguments(verbs)

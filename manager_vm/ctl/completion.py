@@ -37,6 +37,7 @@ _BASH = """_vtpmctl() {{
     completion) mapfile -t COMPREPLY < <(compgen -W "{shells}" -- "$cur");;
     operator|group) mapfile -t COMPREPLY < <(compgen -W "add remove list" -- "$cur"; compgen -f -- "$cur");;
     platform) mapfile -t COMPREPLY < <(compgen -W "evidence activate install show" -- "$cur"; compgen -f -- "$cur");;
+    standing) mapfile -t COMPREPLY < <(compgen -W "add list" -- "$cur"; compgen -f -- "$cur");;
     recovery) mapfile -t COMPREPLY < <(compgen -W "set show off" -- "$cur"; compgen -f -- "$cur");;
     audit) mapfile -t COMPREPLY < <(compgen -W "verify --last --follow --head" -- "$cur"; compgen -f -- "$cur");;
     provision|recover) mapfile -t COMPREPLY < <(compgen -f -- "$cur");;
@@ -60,6 +61,7 @@ complete -c vtpmctl -n "__fish_seen_subcommand_from {named}; and not __fish_seen
 complete -c vtpmctl -n "__fish_seen_subcommand_from completion" -a "{shells}"
 complete -c vtpmctl -n "__fish_seen_subcommand_from operator group" -a "add remove list" -F
 complete -c vtpmctl -n "__fish_seen_subcommand_from platform" -a "evidence activate install show" -F
+complete -c vtpmctl -n "__fish_seen_subcommand_from standing" -a "add list" -F
 complete -c vtpmctl -n "__fish_seen_subcommand_from recovery" -a "set show off" -F
 complete -c vtpmctl -n "__fish_seen_subcommand_from audit" -a "verify" -F
 complete -c vtpmctl -n "__fish_seen_subcommand_from provision recover" -F

@@ -60,6 +60,7 @@ VERBS = {
     "migrations": "[signed] moves: how far they are, how they ended, receipts",
     "receipt": "[signed] what proves a move to others: order, both platforms' evidence, both sides' signed words",
     "verify-receipt": "[offline] verify a receipt of 'receipt'",
+    "standing": "[signed] between which platforms a VM that its hypervisor moves takes its vTPM along: add, list",
     "relocate": "[host link] move the whole manager to another host, with its VM; take one; come back",
     "abort": "[signed] give up a move that has not come to its point of no return",
     "declare-dead": "[signed] take a vTPM back from a destination that will never answer",

@@ -26,6 +26,7 @@ from manager_vm.ctl import (
     platforms,
     recovery,
     relocation,
+    standing,
     wiring,
 )
 from manager_vm.ctl.client import Client, operator_key, sockets
@@ -224,6 +225,7 @@ _HANDLERS: dict[str, Callable[[Args], int | None]] = {
     "resume-guest": migration.resume_guest,
     "evacuate": lambda args: migration.evacuate(args, _call),
     "migrations": lambda args: migration.migrations(args, _call),
+    "standing": lambda args: standing.standing(args, _call),
     "relocate": lambda args: relocation.relocate(args, _call),
     "receipt": lambda args: evidence.receipt(args, _call),
     "verify-receipt": evidence.verify_receipt,

@@ -12,6 +12,7 @@ from typing import Any
 from manager_vm.ctl import actions, credentials, migration, platforms
 from manager_vm.ctl import recovery as recovering
 from manager_vm.ctl import relocation as relocating
+from manager_vm.ctl import standing as standing_orders
 from manager_vm.errors import ConfigError, EvidenceError
 from manager_vm.trust import (
     approval,
@@ -25,6 +26,7 @@ from manager_vm.trust import (
     policy,
     recovery,
     relocation,
+    standing,
 )
 from manager_vm.trust.authority import AuthorityDirectory, read_statement
 from manager_vm.trust.group import Hierarchy
@@ -255,6 +257,12 @@ def _of_relocation(data: bytes, authority: VerifyKey) -> dict[str, Any]:
     return {**way, "issued": found.issued}
 
 
+def _of_standing(data: bytes, authority: VerifyKey) -> dict[str, Any]:
+    found = standing.verify(data, lambda group: authority)
+    way = {"vm": found.vm, "platforms": list(found.platforms), "serial": found.serial}
+    return {**way, "group": found.group, "issued": found.issued}
+
+
 _MEANINGS: dict[str, Callable[[bytes, VerifyKey], dict[str, Any]]] = {
     approval.APPROVAL: _of_approval,
     approval.REVOCATION: _of_revocation,
@@ -267,6 +275,7 @@ _MEANINGS: dict[str, Callable[[bytes, VerifyKey], dict[str, Any]]] = {
     recovery.ORDER: _of_order,
     order.ORDER: _of_move,
     relocation.ORDER: _of_relocation,
+    standing.STANDING: _of_standing,
 }
 
 ACTIONS: dict[tuple[str, str], Callable[[Args], Result]] = {
@@ -278,6 +287,7 @@ ACTIONS: dict[tuple[str, str], Callable[[Args], Result]] = {
     ("authority", "recover"): recovering.order,
     ("authority", "order"): migration.give,
     ("authority", "relocate"): relocating.give,
+    ("authority", "standing"): standing_orders.give,
     ("authority", "show"): _show,
     ("key", "new"): _new_key,
     ("credential", "show"): credentials.show,

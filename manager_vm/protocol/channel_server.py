@@ -105,10 +105,17 @@ def _shuts_down(command: bytes, response: bytes | None) -> bool:
 
 
 class ChannelServer:
-    """The automaton. ``localities`` are those that the present channel may use."""
+    """The automaton. ``localities``: that the present channel may use. ``resumed``: it goes on for another one."""
 
-    def __init__(self, state: SessionState | None = None, localities: frozenset[int] = frozenset({0})) -> None:
+    def __init__(
+        self,
+        state: SessionState | None = None,
+        localities: frozenset[int] = frozenset({0}),
+        *,
+        resumed: bool = False,
+    ) -> None:
         self._state = state or SessionState()
+        self._resumed = resumed
         self.localities = localities
         self._greeted = False
         self._running: Command | None = None
@@ -209,6 +216,8 @@ class ChannelServer:
         return [] if found is None else [Send(found)]
 
     def _command(self, command: Command) -> list[Action]:
+        if not self._greeted and self._resumed and command.seq == self._next_seq():
+            return [Send(NotAccepted(command.seq, Reason.HOLD))]  # it was said HELLO to the one before
         if not self._greeted:
             return self._error("a command came before HELLO")
         return _ON_COMMAND[self._verdict(command)](self, command)

@@ -7,10 +7,11 @@ from collections import Counter
 from contextlib import ExitStack
 
 from manager_vm.errors import MigrationError
-from manager_vm.server import move_rules
+from manager_vm.server import move_rules, standing
 from manager_vm.server.move_rules import Entrance, Local
 from manager_vm.store import moves
 from manager_vm.store.records import Contents
+from manager_vm.trust import standing as trust
 from manager_vm.trust.order import Order
 from manager_vm.wire import features
 from manager_vm.wire.migration import Accept, Cause, Offer
@@ -52,12 +53,15 @@ class Incoming(Entrance):
     def admit(self, offer: Offer) -> Accept:
         """Order first; then policy, generation, features, room. Nothing here asks a TPM, a process or the disk."""
         contents, platform = self._local.manifest.contents, self._local.platform
-        order = self.order = move_rules.verify_order(contents, offer.order)
+        theirs = features.parse(offer.features)
+        if trust.is_standing(offer.order):
+            order = self.order = standing.as_order(contents, offer.order, theirs, platform.name)
+        else:
+            order = self.order = move_rules.verify_order(contents, offer.order)
         self._other = order.source
         if order.destination != platform.name:
             raise MigrationError(f"the order is for {order.destination!r}, and here is {platform.name!r}", "order")
         _demand_new(contents, order)
-        theirs = features.parse(offer.features)
         move_rules.demand_fits(theirs, features.parse(self._local.features()))
         self.name = theirs.get("name", "")
         self._room.enter(order.source)

@@ -15,7 +15,7 @@ from typing import Any
 from manager_vm.errors import ConfigError, RemoteProtocolError, StateError, TrustError
 from manager_vm.keys.approvals import Images
 from manager_vm.keys.enrolment import Enrolment
-from manager_vm.server import groups, provision, recovery, relocate_rules
+from manager_vm.server import groups, provision, recovery, relocate_rules, standing
 from manager_vm.server.certify import Certifier
 from manager_vm.server.journal import Journal
 from manager_vm.server.moving import Moving
@@ -151,6 +151,15 @@ class Desk:
             raise ConfigError("name a group")
         return groups.table(self._manifest.commit(lambda contents: groups.remove(contents, name)))
 
+    def standing_add(self, args: dict[str, Any]) -> list[dict[str, Any]]:
+        """Take a standing order of a group's authority, or a newer one of the same VM."""
+        statement = _statement(args)
+        return standing.table(self._manifest.commit(lambda contents: standing.add(contents, statement)))
+
+    def standings(self, args: dict[str, Any]) -> list[dict[str, Any]]:
+        """Which VMs may take their vTPMs along, and where."""
+        return standing.table(self._manifest.contents)
+
     def approve(self, args: dict[str, Any]) -> list[dict[str, Any]]:
         """Take the authority's approval of an image."""
         self._images.approve(_statement(args))
@@ -244,6 +253,8 @@ OWN: dict[str, Callable[[Desk, dict[str, Any]], Any]] = {
     "operators": Desk.operators,
     "groups": Desk.groups,
     "group_add": Desk.group_add,
+    "standing_add": Desk.standing_add,
+    "standings": Desk.standings,
     "group_remove": Desk.group_remove,
     "approve": Desk.approve,
     "revoke": Desk.revoke,

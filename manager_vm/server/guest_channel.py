@@ -37,6 +37,7 @@ class GuestChannel:
     """Serves one vTPM on one server end point until ``close``. ``deadline``: seconds per command.
 
     ``localities``: that the front end may use: a guest's own has 0 alone, a QEMU shim says what the machine does.
+    ``wanted``: told the name of a vTPM that does not run, and for which a command came.
     """
 
     def __init__(
@@ -47,7 +48,9 @@ class GuestChannel:
         deadline: float,
         attestor: Attestor,
         localities: frozenset[int] = frozenset({0}),
+        wanted: Callable[[str], None] = lambda name: None,
     ) -> None:
+        self._wanted = wanted
         self.address = address
         self._localities = localities
         self._vtpm = vtpm
@@ -259,6 +262,8 @@ class GuestChannel:
     def _executed(self, outcome: Outcome) -> list[Action]:
         """What follows from the end of a guest's command."""
         if isinstance(outcome, Reason):
+            if outcome in (Reason.PARKED, Reason.STARTING):
+                self._wanted(self._vtpm.name)
             return self._automaton.refused(outcome)
         return self._automaton.outcome_unknown() if outcome is None else self._automaton.executed(outcome)
 

@@ -23,7 +23,7 @@ from manager_vm.server.peer_link import PeerLink, Talk
 from manager_vm.store.records import VtpmRecord
 from manager_vm.vtpm.registry import Registry
 from manager_vm.wire.admin import Request
-from manager_vm.wire.migration import ID_SIZE, NONCE_SIZE, VERSION, KeyKept, Offer
+from manager_vm.wire.migration import ID_SIZE, KeyKept, Offer
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,8 @@ class Tunnels:
         with PeerLink.connect(address) as link:
             talk = None
             try:
-                agreed = link.converse(agreement.offer(side, self._offer(side, move, record, ordered)), _ANSWER)
+                offered = side.offering(move, ordered, name=record.name, **{_USE: _TUNNEL})
+                agreed = link.converse(agreement.offer(side, offered), _ANSWER)
                 talk = Talk(link, agreed.session)
                 talk.expect(KeyKept, _ANSWER)
                 return talk.export(LABEL)
@@ -103,19 +104,6 @@ class Tunnels:
             if len(waiting) >= _KEPT:
                 del waiting[next(iter(waiting))]
             self._keys = {**waiting, vtpm: (key, now + _WAITS)}
-
-    def _offer(self, side: Side, move: bytes, record: VtpmRecord, ordered: bytes) -> Offer:
-        return Offer(
-            lowest=VERSION,
-            highest=VERSION,
-            move=move,
-            order=ordered,
-            share=side.share.public.uncompressed,
-            nonce=os.urandom(NONCE_SIZE),
-            move_key=side.key.public.uncompressed,
-            features=self._local.features(name=record.name, **{_USE: _TUNNEL}),
-            listens="",
-        )
 
     # -- the host link --------------------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ from manager_vm.trust import voucher
 from manager_vm.trust.signing import SigningKey
 from manager_vm.vtpm.transit import Also, Arrival, Departure, Transit
 from manager_vm.wire import migration
-from manager_vm.wire.migration import Handover, Kind
+from manager_vm.wire.migration import Cause, Handover, Kind
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +104,26 @@ class Ledger:
             log.warning("move %s of vTPM %s: a message was dropped: %s", move.id[:8], move.name, error)
             return None
         with self._turn(move.id):
+            if move.pulled and move.out and message.kind is Kind.PREPARED and self.get(move.id).state == _S.OFFERED:
+                return self._given(move, message)
             return self._take(move.id, Event[message.kind.name], message)
+
+    def _given(self, move: Move, message: Handover) -> Handover | None:
+        """One that was pulled is asked for: it is given up if it is what was sent, else it has gone on here."""
+        try:
+            with self._transit.leaving(move.vtpm) as departure:
+                if departure.digest == move.digest:
+                    with self.departing(move.id, departure):
+                        return self._take(move.id, Event.PREPARED, message)
+        except StateError as error:
+            log.warning("move %s of vTPM %s: %s", move.id[:8], move.name, error)
+        return self._take(move.id, Event.GIVE_UP, None, Cause.POLICY.word, "its VM went on at the source")
+
+    def lapsed(self) -> list[Move]:
+        """Moves that were offered to whoever had a ticket, which is void since."""
+        vtpms = self._manifest.contents.vtpms
+        offered = [move for move in self.open() if move.out and move.pulled and move.state == _S.OFFERED]
+        return [move for move in offered if move.vtpm not in vtpms or vtpms[move.vtpm].ticket != move.pulled]
 
     def give_up(self, move: str, cause: str, text: str) -> Handover | None:
         """End a move that has not come to its point of no return; what the peer is told, None if it has."""
@@ -133,7 +152,7 @@ class Ledger:
     def recover(self) -> None:
         """At a start: what had not come to its point of no return is given up, what was taken over is kept."""
         for move in self.open():
-            if move.out:
+            if move.out and not move.pulled:
                 self.give_up(move.id, "fault", "the manager ended meanwhile")
             elif self._stored(move) is not None:
                 self.again(move.id)

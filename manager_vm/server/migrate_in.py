@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 
 from manager_vm import crypto
 from manager_vm.errors import (
@@ -37,12 +38,13 @@ from manager_vm.server.receipts import Proofs
 from manager_vm.store import final_state
 from manager_vm.store.final_state import FinalState
 from manager_vm.store.records import Move
-from manager_vm.trust import relocation
+from manager_vm.trust import relocation, standing
 from manager_vm.vtpm.transit import Arrival, Transit
 from manager_vm.wire.migration import (
     Cause,
     Handover,
     Offer,
+    Pull,
     Ready,
     StatePart,
 )
@@ -56,12 +58,14 @@ _STATE = 60.0
 _COMMIT = 60.0
 
 Relocations = Callable[[PeerLink, Offer, Callable[[], None]], None]
+Pulls = Callable[[PeerLink, Pull, Callable[[], None]], None]
 
 
 class Receiver:
     """The listener. ``arrived`` is told the name of each vTPM that is PREPARED: somebody may want to wire it.
 
-    ``relocations`` gets what a whole manager that wants to come here says, ``tunnels`` what is for a guest's memory.
+    ``relocations`` gets what a whole manager that wants to come here says, ``tunnels`` what is for a guest's memory,
+    ``pulls`` what somebody with a ticket says.
     """
 
     def __init__(
@@ -74,6 +78,7 @@ class Receiver:
         arrived: Callable[[str], None],
         relocations: Relocations,
         tunnels: Tunnels,
+        pulls: Pulls,
     ) -> None:
         self._local = local
         self._transit = transit
@@ -82,6 +87,7 @@ class Receiver:
         self._arrived = arrived
         self._relocations = relocations
         self._tunnels = tunnels
+        self._pulls = pulls
         self._room = Room()
         self._strangers: Counter[str] = Counter()
         self._connections: dict[socket.socket, threading.Thread] = {}
@@ -158,6 +164,8 @@ class Receiver:
         message = link.receive(_GREETING)
         if isinstance(message, Handover):
             self._words(link, message)
+        elif isinstance(message, Pull):
+            self._pulls(link, message, stranger.close)
         elif isinstance(message, Offer) and relocation.is_order(message.order):
             self._relocations(link, message, stranger.close)
         elif isinstance(message, Offer) and guest_tunnel.is_asked(message):
@@ -179,28 +187,43 @@ class Receiver:
                 word = heard
 
     def _offered(self, link: PeerLink, offer: Offer, stranger: ExitStack) -> None:
+        if standing.is_standing(offer.order):
+            raise MigrationError("nobody here has asked for the vTPM of this standing order", Cause.ORDER.word)
         with ExitStack() as held:
-            side, talk = Incoming(self._local, self._room, held), None
-            try:
-                agreed = link.converse(agreement.noting(agreement.accept(side, offer), stranger.close), _CONFIRM)
-                talk = Talk(link, agreed.session)
-                with self._proofs.kept(agreed), self._transit.arriving(side.name) as arrival:
-                    move = self._receive(talk, side, agreed, arrival)
-            except VtpmManagerError as error:
-                (talk or link).refuse(offer.move, _told(error))
-                raise
+            side = Incoming(self._local, self._room, held)
+            talk, move, prepared = self._taken(link, offer, side, stranger.close)
+            talk.say(prepared)
             self._await_commit(talk, move)
 
-    def _receive(self, talk: Talk, side: Incoming, agreed: Agreed, arrival: Arrival) -> Move:
+    def fetch(self, link: PeerLink, offer: Offer, park: str) -> None:
+        """What somebody offers to whom we have shown a ticket of this park: PREPARED, and nobody is told yet."""
+        with ExitStack() as held:
+            self._taken(link, offer, Incoming(self._local, self._room, held), lambda: None, park)
+
+    def _taken(
+        self, link: PeerLink, offer: Offer, side: Incoming, known: Callable[[], None], park: str = ""
+    ) -> tuple[Talk, Move, Handover]:
+        talk: Talk | None = None
+        try:
+            agreed = link.converse(agreement.noting(agreement.accept(side, offer), known), _CONFIRM)
+            talk = Talk(link, agreed.session)
+            with self._proofs.kept(agreed), self._transit.arriving(side.name) as arrival:
+                move, prepared = self._receive(talk, side, agreed, arrival, park)
+        except VtpmManagerError as error:
+            (talk or link).refuse(offer.move, _told(error))
+            raise
+        return talk, move, prepared
+
+    def _receive(
+        self, talk: Talk, side: Incoming, agreed: Agreed, arrival: Arrival, park: str
+    ) -> tuple[Move, Handover]:
         talk.say(Ready())
         assembly, data = Assembly(), None
         while data is None:
             data = assembly.add(talk.expect(StatePart, _STATE))
         final = final_state.unpack(data)
-        move = _move(side, agreed, final, crypto.digest(data))
-        prepared = self._ledger.prepare(move, side.key, arrival, final)
-        talk.say(prepared)
-        return move
+        move = replace(_move(side, agreed, final, crypto.digest(data)), pulled=park)
+        return move, self._ledger.prepare(move, side.key, arrival, final)
 
     def _await_commit(self, talk: Talk, move: Move) -> None:
         """What does not come now comes later, over another connection: the move is durable."""
@@ -217,7 +240,7 @@ class Receiver:
 def _move(side: Incoming, agreed: Agreed, final: FinalState, digest: bytes) -> Move:
     order, found = side.order, side.peer
     assert order is not None and found is not None  # the conversation has verified both
-    if (final.uuid, final.group, final.name) != (order.vtpm, order.group, side.name):
+    if (final.uuid, final.group, final.name) != (order.vtpm, order.group, side.name) or order.vm not in ("", final.vm):
         raise MigrationError("the state that came is not that of the vTPM in the order", Cause.ORDER.word)
     return Move(
         id=agreed.offer.move.hex(),

@@ -12,7 +12,7 @@ from typing import Any
 from manager_vm.config import Config
 from manager_vm.errors import ConfigError, MigrationError, StateError, VtpmManagerError
 from manager_vm.net import Cards
-from manager_vm.protocol.handover import SourceState
+from manager_vm.protocol.handover import DestinationState, SourceState
 from manager_vm.server import peer_link
 from manager_vm.server.guest_gate import Gates
 from manager_vm.server.guest_tunnel import Tunnels
@@ -21,13 +21,14 @@ from manager_vm.server.migrate_in import Receiver, Relocations
 from manager_vm.server.migrate_out import Sender
 from manager_vm.server.move_rules import Local
 from manager_vm.server.peer_link import PeerLink
+from manager_vm.server.pull_out import Giver
 from manager_vm.server.receipts import Proofs
 from manager_vm.server.wiring import Wiring
 from manager_vm.store import atomic, moves
 from manager_vm.store.records import Move
 from manager_vm.vtpm.registry import Registry
 from manager_vm.vtpm.transit import Transit
-from manager_vm.wire.migration import Handover
+from manager_vm.wire.migration import Cause, Handover, Offer
 
 log = logging.getLogger(__name__)
 
@@ -60,16 +61,18 @@ class Moving:
         self._gates = gates
         manifest = self._manifest = local.manifest
         self._registry = registry
-        self._ledger = Ledger(manifest, transit, config.state_dir / "moves", wiring.detach)
+        self.ledger = self._ledger = Ledger(manifest, transit, config.state_dir / "moves", wiring.detach)
         self._ledger.recover()
         self._proofs = Proofs(manifest, config.state_dir / "receipts")
+        self.giver = Giver(local, registry, transit, self._ledger, self._proofs)
         self._tasks = ExitStack()
         self._receiver: Receiver | None = None
         if config.migration:
             parts = local, transit, self._ledger, self._proofs
-            self._receiver = _listening(config, lambda at: Receiver(*parts, at, arrived, relocations, tunnels))
+            asked = arrived, relocations, tunnels, self.giver.give
+            self._receiver = _listening(config, lambda at: Receiver(*parts, at, *asked))
             self._tasks.callback(self._receiver.close)
-        listener = self._receiver.address if self._receiver is not None else ""
+        listener = self.giver.listens = self._receiver.address if self._receiver is not None else ""
         self._sender = Sender(local, transit, self._ledger, self._proofs, listener)
         self._asker = Asker(self._ledger)
         self._tasks.callback(self._asker.close)
@@ -92,7 +95,16 @@ class Moving:
         self._gates.interrupt()
 
     def close(self) -> None:
-        """No new moves; those under way end as if the network had."""
+        """No new moves; those under way end as if the network had.
+
+        What was pulled and not asked for goes back to who has it: behind a restart nobody could tell whether it served.
+        """
+        for move in self._ledger.open():
+            if not move.out and move.pulled and move.state == DestinationState.PREPARED:
+                with suppress(VtpmManagerError):
+                    word = self._ledger.give_up(move.id, "", "the manager ends; its VM's host asks for it again")
+                    if word is not None:
+                        self.tell(move, word)
         self._tasks.close()
 
     def migrate(self, args: dict[str, Any]) -> dict[str, Any]:
@@ -119,6 +131,16 @@ class Moving:
         if not isinstance(named, str):
             raise ConfigError("name a move or a vTPM")
         return self._proofs.of(named)
+
+    def fetch(self, link: PeerLink, offer: Offer, park: str) -> None:
+        """As ``Receiver.fetch``."""
+        if self._receiver is None:
+            raise StateError("this manager takes no vTPMs: it does not listen for moves")
+        self._receiver.fetch(link, offer, park)
+
+    def tell(self, move: Move, word: Handover) -> None:
+        """Say this to the peer of a move, and go on as long as there is something to say."""
+        self._asker.tell(move, word)
 
     def abort(self, args: dict[str, Any]) -> dict[str, Any]:
         """Give up the move of vTPM ``name``, at either end, if it has not come to its point of no return."""
@@ -166,7 +188,9 @@ class Asker:
 
     def _run(self) -> None:
         while not self._closing.wait(_LOOK):
-            waiting = self._ledger.open()
+            for move in self._ledger.lapsed():
+                self._lapse(move)
+            waiting = [move for move in self._ledger.open() if not _waits_for_guest(move)]
             self._due = {move.id: self._due.get(move.id) or (time.monotonic() + _FIRST, _FIRST) for move in waiting}
             for move in waiting:
                 when, pause = self._due[move.id]
@@ -174,6 +198,12 @@ class Asker:
                     pause = min(pause * 2, _LONGEST)
                     self._due[move.id] = (time.monotonic() + pause, pause)
                     self._ask(move)
+
+    def _lapse(self, move: Move) -> None:
+        word = self._ledger.give_up(move.id, Cause.POLICY.word, "its VM went on at the source")
+        with suppress(VtpmManagerError):  # it is told when it asks
+            if word is not None and move.address:
+                self.tell(move, word)
 
     def _ask(self, move: Move) -> None:
         try:
@@ -194,6 +224,11 @@ class Asker:
                 link.send(answer)
                 heard = link.receive(_ANSWER)
                 answer = self._ledger.hear(heard) if isinstance(heard, Handover) else None
+
+
+def _waits_for_guest(move: Move) -> bool:
+    """One that was pulled asks for the vTPM when its VM does, and not by itself."""
+    return bool(move.pulled) and move.state in (SourceState.OFFERED, DestinationState.PREPARED)
 
 
 def _listening(config: Config, listen: Callable[[str], Receiver]) -> Receiver:

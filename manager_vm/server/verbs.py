@@ -206,6 +206,7 @@ class Verbs:
             "boot": record.boot,
             "generation": record.generation,
             "vm": record.vm,
+            "ticket": bool(record.ticket),
             "live": vtpm.live,
             "reason": record.reason,
         }

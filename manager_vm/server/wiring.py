@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from manager_vm.errors import BusyError, ConfigError, StateError, VtpmManagerError
@@ -27,7 +28,7 @@ class Wiring:
     """Thread-safe. One channel per vTPM, one vTPM per channel.
 
     ``own_channels``: the directory where a manager that is its own host side serves vTPMs, None for others.
-    ``lanes``: the carrier that the guests of QEMU shims share, None if there is none.
+    ``lanes``: the carrier that the guests of QEMU shims share, None if there is none. ``wanted``: see ``GuestChannel``.
     """
 
     def __init__(
@@ -37,7 +38,9 @@ class Wiring:
         attestor: Attestor,
         own_channels: Path | None = None,
         lanes: Lanes | None = None,
+        wanted: Callable[[str], None] = lambda name: None,
     ) -> None:
+        self._wanted = wanted
         self._lanes = lanes
         self._own_channels = own_channels
         self._registry = registry
@@ -150,7 +153,8 @@ class Wiring:
         endpoint, localities = self._serve(where)
         try:
             vtpm = self._registry.get(name)
-            self._channels[name] = GuestChannel(vtpm, endpoint, channel, self._deadline, self._attestor, localities)
+            rules = self._deadline, self._attestor, localities, self._wanted
+            self._channels[name] = GuestChannel(vtpm, endpoint, channel, *rules)
         except BaseException:
             endpoint.close()
             raise

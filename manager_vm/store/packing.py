@@ -33,6 +33,7 @@ def pack_open(contents: Contents, stanza: bytes = b"") -> bytes:
         "moves": list(contents.moves.values()),
         "generations": contents.generations,
         "relocation": _pack_relocation(contents),
+        "standing": contents.standing,
     }
     opened = {"serial": contents.serial, "ca": contents.ca_certificate, "vtpms": records, **trust}
     return bytes(msgpack.packb(opened, default=astuple))
@@ -115,6 +116,7 @@ def _unpack_trust(opened: dict[str, Any]) -> dict[str, Any]:
         "recovery": Recovery(*opened["recovery"][:2]),
         "recovered": _unpack_marks(opened["recovered"]),
         "revoked_platforms": tuple(RevokedPlatform(*each) for each in opened["revoked_platforms"]),
+        "standing": opened.get("standing", {}),  # since 2026-11-27
     }
 
 

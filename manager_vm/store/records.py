@@ -26,7 +26,7 @@ class VtpmRecord:
     ``before``: of a quarantined one, its state before. ``released``: when, and at what loss, it was led out of
     quarantine; kept for ever. ``recovered``: recoveries that it went through, kept for ever. ``issuer``: certificate
     (DER) of the CA of its EK certificates, b"": that of its group here. ``vm``: UUID of the only VM that it is served
-    to, "" = any (``vtpm/binding``).
+    to, "" = any (``vtpm/binding``). ``ticket``: the park that a ticket names (``wire/ticket``), of a parked one.
     """
 
     uuid: str
@@ -49,6 +49,7 @@ class VtpmRecord:
     recovered: tuple[Recovered, ...] = ()
     issuer: bytes = b""
     vm: str = ""
+    ticket: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,8 @@ class Move:
     transcript 3. ``digest``: SHA-256 of the state, 32 zero bytes before it is known. ``peer_key``: point of the peer's
     move key; ``peer_ak``: Name of its AK. ``order``: SHA-256 of the order's payload. ``started``, ``ended``: UTC, ""
     while it is not over. ``cause``: why it failed, ``text`` in words. ``sent``, ``received``: the newest hand-over
-    message of either side, signed: the receipts.
+    message of either side, signed: the receipts. ``pulled``: the park, of one that its destination has asked for by a
+    ticket.
     """
 
     id: str
@@ -83,6 +85,7 @@ class Move:
     text: str = ""
     sent: bytes = b""
     received: bytes = b""
+    pulled: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +156,8 @@ class Contents:
     recorded of vTPMs that have come or gone, by uuid. ``relocations``: how often the manager itself has moved,
     ``came``: id of the newest of these moves;
     ``departure``, ``expected``: a move of it, or of another manager to here, that is not over; ``released``: the words
-    (attested, signature) with which this receiver gave up others, by id of the move.
+    (attested, signature) with which this receiver gave up others, by id of the move. ``standing``: the newest standing
+    order of each VM, by its UUID.
     """
 
     serial: int
@@ -178,6 +182,7 @@ class Contents:
     departure: Departure | None = None
     expected: Expected | None = None
     released: dict[str, tuple[bytes, bytes]] = field(default_factory=dict)
+    standing: dict[str, bytes] = field(default_factory=dict)
 
     @property
     def manager(self) -> str:

@@ -27,7 +27,8 @@ _ID_SIZE = 16  # bytes
 class Order:
     """Made by ``verify`` only. ``vtpm``: uuid; ``generation``: at the source. ``source``, ``destination``: platforms.
 
-    ``issued`` is for people: the host owns the clock. ``digest``: SHA-256 of the payload.
+    ``issued`` is for people: the host owns the clock. ``digest``: SHA-256 of the payload. ``vm``: UUID of the VM whose
+    standing order (``standing``) this one follows from, "" = it stands by itself.
     """
 
     id: str
@@ -38,6 +39,7 @@ class Order:
     destination: str
     issued: str
     digest: bytes
+    vm: str = ""
 
 
 def give(

@@ -72,6 +72,8 @@ RULES: dict[str, Rule] = {
     "receipt": Rule(frozenset(Role), changes=False),
     "abort": Rule(_WORKERS, about=About.VTPM, platform=_ADMIN),
     "declare_dead": _ADMINS,
+    "standing_add": Rule(_WORKERS),  # the order, by the group's authority, decides
+    "standings": Rule(frozenset(Role), changes=False),
     "release": Rule(_ADMIN, about=About.VTPM),
     "groups": _ANYBODY,
     "group_add": _ADMINS,

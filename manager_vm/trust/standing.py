@@ -65,6 +65,11 @@ def verify(data: bytes, authority: Callable[[str], VerifyKey]) -> Standing:
     return Standing(str(vm), group, tuple(platforms), int(str(serial)), issued, envelope.digest(STANDING, data))
 
 
+def peek_vm(data: bytes) -> str:
+    """The VM that an unverified one claims to be about."""
+    return str(envelope.peek(STANDING, data).get("vm"))
+
+
 def is_standing(data: bytes) -> bool:
     """Whether a statement claims to be one; nobody has verified it."""
     try:

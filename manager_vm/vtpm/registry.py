@@ -96,9 +96,9 @@ class Registry:
         # a boot of its own: a guest that runs on is of an older one, and must not find PCRs that are zero again
         return self._apply(vtpm, Event.POWER_ON, lambda old: self._power_on(old, boots.operators(old.boot)))
 
-    def stop(self, name: str, group: str | None = None) -> VtpmRecord:
-        """Park a vTPM: state, PCRs, sessions and loaded objects are kept for ``start``."""
-        return self._apply(self.get(name, group), Event.PARK, lambda record: self._park(record, resume=False))
+    def stop(self, name: str, group: str | None = None, *, ticket: str = "") -> VtpmRecord:
+        """Park a vTPM: state, PCRs, sessions and loaded objects are kept for ``start``; or for whoever has a ticket."""
+        return self._apply(self.get(name, group), Event.PARK, lambda record: self._park(record, ticket=ticket))
 
     def report_boot(self, name: str, boot: int) -> VtpmRecord:
         """The host side says which boot of the VM is running. A new number is a reset; each is applied once."""
@@ -121,7 +121,7 @@ class Registry:
             after(name, record.state, Event.DESTROY)
             self._leaving.add(record.uid)
             self._manifest.commit(lambda contents: changes.destroy(contents, vtpm.uuid))
-            _end(vtpm)
+            vtpm.end()
             vtpm.state = State.OFF
             with self._lock:  # from here on its name and uid are free
                 del self._vtpms[name]
@@ -176,7 +176,8 @@ class Registry:
         """Take up what the disk says: unclean deaths become FAILED, vTPMs that a shutdown has parked resume."""
         contents = self._manifest.commit(changes.fail_running)
         for record in contents.vtpms.values():
-            self._vtpms[record.name] = Vtpm(record.uuid, record.name, record.state, record.boot)
+            vtpm = self._vtpms[record.name] = Vtpm(record.uuid, record.name, record.state, record.boot)
+            vtpm.channel = ChannelServer(steps.kept_session(self._disk, record, contents.keys[record.uuid]))
         steps.sweep(self._disk, contents)
         self.resume()
 
@@ -196,7 +197,7 @@ class Registry:
             self.park_all()
         finally:
             for vtpm in self.all():
-                _end(vtpm)
+                vtpm.end()
 
     # -- steps, bound to this registry ----------------------------------------------------------------------
 
@@ -206,12 +207,12 @@ class Registry:
     def _release(self, record: VtpmRecord, event: Event, loss: Loss) -> Result:
         return steps.release(self._disk, record, self._manifest.contents.keys[record.uuid], event, loss)
 
-    def _park(self, record: VtpmRecord, *, resume: bool) -> Result:
+    def _park(self, record: VtpmRecord, *, resume: bool = False, ticket: str = "") -> Result:
         vtpm = self.get(record.name)
         if vtpm.run is None or vtpm.run.died():
             raise StateError(f"vTPM {record.name!r} has just died; there is nothing to park")
         room.for_commit(self._disk.blobs, len(self._vtpms))
-        return steps.park(self._disk, record, vtpm.run, vtpm.channel.state, resume=resume)
+        return steps.park(self._disk, record, vtpm.run, vtpm.channel.state, resume=resume, ticket=ticket)
 
     def _power_on(self, record: VtpmRecord, boot: int) -> Result:
         vtpm, keys = self.get(record.name), self._manifest.contents.keys[record.uuid]
@@ -230,7 +231,7 @@ class Registry:
                 vtpm.named = 0  # the process is reset in place: whatever becomes of it, the boot before is over
             result = self._step(vtpm, record, step)
             self._commit([(record, result)])
-            _adopt(vtpm, result)
+            vtpm.adopt(result.run, result.record, result.session, resumed=event is Event.RESUME)
             if event is Event.POWER_ON:
                 vtpm.named = named
             steps.remove_files(self._disk, record, result.record)
@@ -273,7 +274,8 @@ class Registry:
                     log.error("vTPM %s: cannot %s: %s", vtpm.name, event, error)
             self._commit(done)
             for old, result in done:
-                _adopt(self.get(result.record.name), result)
+                vtpm = self.get(result.record.name)
+                vtpm.adopt(result.run, result.record, result.session, resumed=event is Event.RESUME)
                 assert old is not None
                 steps.remove_files(self._disk, old, result.record)
 
@@ -282,19 +284,4 @@ class Registry:
         new = changes.quarantined(record, reason)
         self._manifest.commit(lambda contents: changes.put(contents, new))
         vtpm.state = State.QUARANTINED
-        _end(vtpm)
-
-
-def _adopt(vtpm: Vtpm, result: Result) -> None:
-    """The commit holds: the vTPM is what the record says."""
-    if vtpm.run is not None and vtpm.run is not result.run:
-        vtpm.run.close()
-    vtpm.run, vtpm.state, vtpm.boot = result.run, result.record.state, result.record.boot
-    if result.session is not None:
-        vtpm.channel = ChannelServer(result.session)
-
-
-def _end(vtpm: Vtpm) -> None:
-    if vtpm.run is not None:
-        vtpm.run.close()
-        vtpm.run = None
+        vtpm.end()

@@ -85,15 +85,34 @@ def resume(disk: Disk, record: VtpmRecord, keys: VtpmKeys) -> Result:
     except BaseException:
         run.discard()
         raise
-    new = replace(record, state=State.RUNNING, run=run.name, resume=False, reason="")
+    new = replace(record, state=State.RUNNING, run=run.name, resume=False, reason="", ticket="")
     return Result(new, replace(keys, run=run.key), run, state.session)
 
 
-def park(disk: Disk, record: VtpmRecord, run: Run, session: SessionState, *, resume: bool) -> Result:
+def kept_session(disk: Disk, record: VtpmRecord, keys: VtpmKeys) -> SessionState | None:
+    """The session of one that waits to go on; None of others, and of one whose state is damaged: its resume says so."""
+    if record.state not in (State.PARKED, State.ARRIVING):
+        return None
+    try:
+        return blobs.load(disk.blobs, record.uuid, _stored(record, keys)).session
+    except (IntegrityError, StoreError):
+        return None
+
+
+def park(
+    disk: Disk, record: VtpmRecord, run: Run, session: SessionState, *, resume: bool = False, ticket: str = ""
+) -> Result:
     """Keep all state of a running vTPM in a new sealed blob. The process is to be ended after the commit."""
     stored = blobs.store(disk.blobs, record.uuid, _snapshot(disk, run, session))
     new = replace(
-        record, state=State.PARKED, run="", blob=stored.file, blob_digest=stored.digest, resume=resume, reason=""
+        record,
+        state=State.PARKED,
+        run="",
+        blob=stored.file,
+        blob_digest=stored.digest,
+        resume=resume,
+        reason="",
+        ticket=ticket,
     )
     return Result(new, VtpmKeys(stored.key))
 
@@ -131,7 +150,7 @@ def power_on(disk: Disk, record: VtpmRecord, keys: VtpmKeys, run: Run | None, bo
     except BaseException:
         new_run.discard()
         raise
-    new = replace(record, state=State.RUNNING, run=new_run.name, boot=boot.number, resume=False, reason="")
+    new = replace(record, state=State.RUNNING, run=new_run.name, boot=boot.number, resume=False, reason="", ticket="")
     return Result(new, replace(keys, run=new_run.key), new_run, _new_session())
 
 

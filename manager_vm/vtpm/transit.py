@@ -106,6 +106,8 @@ class Transit:
             record = self._record(uuid)
             after(vtpm.name, record.state, Event.LEAVE)
             final = final_state.of(self._manifest.contents, record, self._state(vtpm, record))
+            if record.ticket:  # its VM runs
+                final = replace(final, status=State.RUNNING)
             departure = Departure(self, vtpm, record, final)
             try:
                 yield departure

@@ -11,8 +11,9 @@ import threading
 from collections.abc import Iterator
 
 from manager_vm.errors import BusyError, LocalProtocolError
-from manager_vm.protocol.channel_server import ChannelServer
+from manager_vm.protocol.channel_server import ChannelServer, SessionState
 from manager_vm.protocol.lifecycle import State
+from manager_vm.store.records import VtpmRecord
 from manager_vm.vtpm.run import Run
 from manager_vm.wire import tpm
 from manager_vm.wire.channel import Reason
@@ -39,6 +40,20 @@ class Vtpm:
         self.live = False  # a front end was heard lately on its channel
         self._gate: Reason | None = None
         self._lock = threading.Lock()
+
+    def adopt(self, run: Run | None, record: VtpmRecord, session: SessionState | None, *, resumed: bool) -> None:
+        """A commit holds: it is what the record says, with this run. ``session``: that goes on, ``resumed`` or anew."""
+        if self.run is not None and self.run is not run:
+            self.run.close()
+        self.run, self.state, self.boot = run, record.state, record.boot
+        if session is not None:
+            self.channel = ChannelServer(session, resumed=resumed)
+
+    def end(self) -> None:
+        """No process any more; idempotent."""
+        if self.run is not None:
+            self.run.close()
+            self.run = None
 
     @contextlib.contextmanager
     def changing(self, reason: Reason, timeout: float) -> Iterator[None]:

@@ -122,6 +122,15 @@ class Handover:
 
 
 @dataclass(frozen=True, slots=True)
+class Pull:
+    """Destination, first: offer me the vTPM of this ticket (section 13). ``listens``: as in Offer."""
+
+    ticket: bytes
+    platform: str
+    listens: str
+
+
+@dataclass(frozen=True, slots=True)
 class Ready:
     """Destination, inner: a swtpm waits."""
 
@@ -140,7 +149,7 @@ class StatePart:
     data: bytes
 
 
-Outer = Offer | Accept | Confirm | Refuse | Record | Handover
+Outer = Offer | Accept | Confirm | Refuse | Record | Handover | Pull
 Inner = Ready | KeyKept | StatePart | Handover | Refuse | relocation.Message
 
 _ID, _POINT, _NONCE, _DIGEST = Fixed(ID_SIZE), Fixed(POINT_SIZE), Fixed(NONCE_SIZE), Fixed(DIGEST_SIZE)
@@ -177,6 +186,7 @@ _UNSIGNED: Layout = {
     "generation": Number(8),
 }
 _HANDOVER: Layout = {**_UNSIGNED, "signature": Fixed(SIGNATURE_SIZE)}
+_PULL: Layout = {"ticket": Sized(2, 1024), "platform": Text(Sized(1, 63)), "listens": Text(Sized(2, 255))}
 _STATE_PART: Layout = {"total": Number(4), "offset": Number(4), "data": Sized(2, MAX_PART)}
 
 _RECORD = 0x63
@@ -187,6 +197,7 @@ _OUTER: dict[int, tuple[type, Layout, int]] = {
     0x62: (Confirm, _CONFIRM, 300_000),
     0x64: (Refuse, _REFUSE, 512),
     0x65: (Handover, _HANDOVER, 512),
+    0x66: (Pull, _PULL, 2048),
 }
 _INNER: dict[int, tuple[type, Layout]] = {
     1: (Ready, {}),

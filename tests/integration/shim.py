@@ -18,13 +18,14 @@ _PATIENCE = 15.0  # seconds
 
 
 class Shim:
-    """One shim for vTPM ``name`` of ``manager``."""
+    """One shim for vTPM ``name`` of ``manager``. ``vm``: UUID of its VM, if that is said."""
 
-    def __init__(self, manager: Manager, name: str = "a") -> None:
+    def __init__(self, manager: Manager, name: str = "a", vm: str = "") -> None:
         self.path = manager.directory / f"qemu-{name}"
         self._log = manager.directory / f"qemu-{name}.log"
         self._argv = [sys.executable, "-m", "guest_frontend", "qemu", f"unix:{manager.directory}/shims.sock"]
         self._argv += ["--socket", str(self.path), "--vtpm", name, "--host-link", str(manager.directory / "host.sock")]
+        self._argv += ["--vm", vm] if vm else []
         self._directory = manager.directory
 
     def start(self) -> Shim:
@@ -72,9 +73,9 @@ class Shim:
 
 
 @contextmanager
-def shimmed(manager: Manager, name: str = "a") -> Iterator[Shim]:
+def shimmed(manager: Manager, name: str = "a", vm: str = "") -> Iterator[Shim]:
     """A shim that is ended at the end, and must not have ended before."""
-    shim = Shim(manager, name).start()
+    shim = Shim(manager, name, vm).start()
     try:
         yield shim
         assert shim.running, shim.log()

@@ -206,6 +206,7 @@ OTHERS = {
     "operator_add",
     "operator_remove",
     "group_add",
+    "standing_add",
     "certify",
     "approve",
     "revoke",
@@ -227,6 +228,7 @@ REQUESTS: list[tuple[str, Path, str, dict[str, Any]]] = [
     ("bind web 6f2c", ADMIN, "bind", {"name": "web", "vm": "6f2c"}),
     ("operator list --group acme", ADMIN, "operators", {"group": "acme"}),
     ("group list", ADMIN, "groups", {}),
+    ("standing list", ADMIN, "standings", {}),
     ("group remove acme", ADMIN, "group_remove", {"name": "acme"}),
     ("show web", ADMIN, "show", {"name": "web"}),
     ("start web", ADMIN, "start", {"name": "web", "power_on": False}),
@@ -278,6 +280,23 @@ def test_no_verb_of_a_link_is_out_of_an_operators_reach(manager: FakeManager) ->
     for _, link, verb, _ in REQUESTS:
         reached[link].add(verb)
     assert reached == {ADMIN: SERVED, HOST: set(verbs.HOST)}
+
+
+def test_a_standing_order_is_signed_offline_and_goes_to_the_manager_as_it_is(
+    manager: FakeManager, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vm, path = "0d2c1a4e-5b7f-4c1d-9a3e-1f2b3c4d5e6f", tmp_path / "web.json"
+    assert main.main(["authority", "init", str(tmp_path / "authority")]) == 0
+    argv = ["authority", "standing", str(tmp_path / "authority"), "--vm", vm, "--serial", "1", "--out", str(path)]
+    assert main.main([*argv, "--platform", "rack1", "rack2"]) == 0
+    manager.answer = [{"vm": vm, "group": "default", "platforms": ["rack1", "rack2"], "serial": 1}]
+    assert main.main(["standing", "add", str(path)]) == 0
+    assert manager.asked[-1][1:] == ("standing_add", {"statement": path.read_bytes()})
+    assert "rack1, rack2" in capsys.readouterr().out
+    authority = str(tmp_path / "authority" / "authority.pub")
+    assert main.main(["authority", "show", str(path), "--authority", authority]) == 0
+    assert "verified" in capsys.readouterr().out
+    assert main.main(["standing", "add"]) == 3
 
 
 def test_a_group_goes_to_the_manager_with_its_first_operators(manager: FakeManager, tmp_path: Path) -> None:
@@ -491,6 +510,7 @@ def test_a_verb_says_that_it_must_be_signed_where_it_must() -> None:
             "upgrade": "approve",
             "platform": "platform_show",
             "evacuate": "migrate",
+            "standing": "standing_add",
         }
         asked = other.get(verb, verb.replace("-", "_"))
         assert text.startswith("[signed] ") is rules.is_signed(asked)

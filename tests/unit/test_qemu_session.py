@@ -10,7 +10,7 @@ from itertools import product
 import pytest
 
 from guest_frontend import qemu_session
-from guest_frontend.qemu_session import FIRMWARE_PATIENCE, Answer, Execute, PowerOn, Session
+from guest_frontend.qemu_session import FIRMWARE_PATIENCE, Answer, Execute, GoOn, Leave, PowerOn, Redeem, Session
 from manager_vm.errors import RemoteProtocolError
 from manager_vm.protocol.channel_client import KERNEL_PATIENCE
 from manager_vm.wire import swtpm as wire
@@ -137,6 +137,61 @@ def test_no_state_blob_ever_makes_a_running_vm_of_an_arriving_one() -> None:
     for kind in Blob:
         assert session.control(Request(Cmd.CMD_SET_STATEBLOB, 0, kind, b"state")) == Answer(wire.result(0x101))
     assert session.control(ARRIVE) == FAIL and not session.on
+
+
+# -- a VM that moves ---------------------------------------------------------------------------------------------------
+
+
+def moving() -> Session:
+    """Whose VM is known, and has power."""
+    session = Session(movable=True)
+    session.powered(True)
+    return session
+
+
+def get(kind: Blob) -> Request:
+    return Request(Cmd.CMD_GET_STATEBLOB, 0, kind)
+
+
+def test_a_vm_whose_vtpm_can_follow_leaves_with_a_ticket_and_nothing_else() -> None:
+    session = moving()
+    assert session.control(Request(Cmd.CMD_GET_CAPABILITY)) == Answer(wire.capabilities())
+    assert session.control(get(Blob.PERMANENT)) == Leave()
+    assert session.left(b"ticket") == wire.blob(b"ticket")
+    for kind in (Blob.VOLATILE, Blob.SAVESTATE):
+        assert session.control(get(kind)) == Answer(wire.blob(b""))
+    assert session.left(None) == wire.no_blob(0x101)  # QEMU's veto
+    assert isinstance(session.execute(COMMAND), Execute)  # and the VM goes on
+
+
+def test_a_vm_that_comes_goes_on_only_behind_a_ticket_that_was_redeemed() -> None:
+    session = Session(movable=True)
+    assert session.control(Request(Cmd.CMD_INIT)) == PowerOn() and session.waits() == bytes(4)
+    assert session.control(ARRIVE) == FAIL
+    session.control(Request(Cmd.CMD_INIT))
+    session.waits()
+    assert session.control(Request(Cmd.CMD_SET_STATEBLOB, 0, Blob.PERMANENT, b"ticket")) == Redeem(b"ticket")
+    assert session.redeemed(False) == wire.result(0x101) and session.control(ARRIVE) == FAIL
+    assert session.redeemed(True) == bytes(4)
+    assert session.control(ARRIVE) == GoOn() and session.powered(True) == bytes(4)
+    assert not session.firmware and not session.used
+    effect = session.execute(COMMAND)
+    assert isinstance(effect, Execute) and effect.patience == KERNEL_PATIENCE and session.used
+
+
+def test_a_vm_that_asks_its_tpm_for_something_before_any_ticket_is_one_that_boots() -> None:
+    session = Session(movable=True)
+    session.control(Request(Cmd.CMD_INIT))
+    session.waits()
+    assert session.execute(tpm.startup()) == PowerOn()
+    session.powered(True)
+    executed(session, tpm.startup())
+
+
+def test_only_the_first_blob_is_a_ticket() -> None:
+    session = Session(movable=True)
+    for kind in (Blob.VOLATILE, Blob.SAVESTATE):
+        assert session.control(Request(Cmd.CMD_SET_STATEBLOB, 0, kind, b"state")) == Answer(wire.result(0x101))
 
 
 def test_firmware_has_the_tpm_its_startup_and_platform_auth_are_the_tpms_to_answer() -> None:

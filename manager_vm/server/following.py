@@ -1,0 +1,126 @@
+"""vTPMs that follow VMs which their hypervisor moves or saves by itself (MIGRATION.md, section 13).
+
+A *ticket* goes with the VM; the state stays, parked. Who gets the ticket pulls the state (attested, by a standing
+order) and is PREPARED. It says so, and thereby becomes the vTPM, when the VM that has come asks its TPM for something;
+until then a command of the VM that has stayed consumes the park, and the ticket is void. So a hypervisor that fails in
+between finds the vTPM where its VM runs.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from manager_vm.errors import BoundError, ConfigError, RemoteProtocolError, StateError
+from manager_vm.protocol import agreement
+from manager_vm.protocol.handover import DestinationState
+from manager_vm.protocol.lifecycle import State
+from manager_vm.server.move_rules import Local
+from manager_vm.server.moving import Moving
+from manager_vm.server.peer_link import PeerLink
+from manager_vm.store import moves
+from manager_vm.store.records import VtpmRecord
+from manager_vm.vtpm import binding
+from manager_vm.vtpm.registry import Registry
+from manager_vm.wire import ticket as tickets
+from manager_vm.wire.admin import Request
+from manager_vm.wire.migration import Offer, Pull, Refuse
+from manager_vm.wire.ticket import Ticket
+
+log = logging.getLogger(__name__)
+
+_ANSWER = 60.0  # seconds: the source's manager reads the ticket
+
+
+class Following:
+    """The host link's verbs of both sides, and what a guest's command does for a vTPM that follows. Thread-safe."""
+
+    def __init__(self, local: Local, registry: Registry, moving: Moving) -> None:
+        self._local = local
+        self._registry = registry
+        self._moving = moving
+
+    def host_link(self, others: Callable[[Request], Any]) -> Callable[[Request], Any]:
+        """Who answers on the host link: these verbs, and ``others`` all other requests."""
+        verbs = {"ticket": self._ticket, "redeem": self._redeem, "ticket_void": self._void}
+
+        def perform(request: Request) -> Any:
+            own = verbs.get(request.verb)
+            return others(request) if own is None else own(request.args)
+
+        return perform
+
+    def wanted(self, name: str) -> None:
+        """A guest's command has come for this vTPM, which does not run."""
+        record = self._registry.record(name)
+        if record.state is State.PARKED and record.ticket:
+            self._registry.start(name, power_on=False)
+            log.info("vTPM %s: its VM goes on here, the ticket is void", name)
+            return
+        move = moves.open_one(self._local.manifest.contents, record.uuid)
+        if record.state is State.ARRIVING and move is not None and move.pulled:
+            word = self._moving.ledger.again(move.id)
+            if word is not None:
+                self._moving.tell(move, word)
+
+    def _ticket(self, args: dict[str, Any]) -> dict[str, Any]:
+        """The VM of vTPM ``name`` leaves, or is saved."""
+        name = args.get("name")
+        if not isinstance(name, str):
+            raise ConfigError("name a vTPM")
+        return {"ticket": self._moving.giver.ticket(name, _vm(args), self._moving.address)}
+
+    def _redeem(self, args: dict[str, Any]) -> dict[str, Any]:
+        """The VM ``vm`` has come with this ``ticket``: its vTPM is here now, and not given up where it was."""
+        data = args.get("ticket")
+        if not isinstance(data, bytes):
+            raise ConfigError("name a ticket")
+        ticket, contents = tickets.parse(data), self._local.manifest.contents
+        if _vm(args) != ticket.vm:
+            raise BoundError(f"this ticket is for VM {ticket.vm} and is not redeemed by another")
+        record = contents.vtpms.get(ticket.vtpm)
+        if record is None:
+            self._pull(ticket, data)
+            record = self._local.manifest.contents.vtpms[ticket.vtpm]
+        elif not self._stands(ticket, record):
+            raise StateError(f"this ticket of vTPM {record.name!r} is void: it has gone on since")
+        return {"name": record.name, "boot": record.boot}
+
+    def _stands(self, ticket: Ticket, record: VtpmRecord) -> bool:
+        """Whether what the ticket names is here: the park itself, or what was pulled of it."""
+        move = moves.open_one(self._local.manifest.contents, record.uuid)
+        pulled = move.pulled if move is not None and not move.out else ""
+        return ticket.park in (record.ticket if record.state is State.PARKED else "", pulled)
+
+    def _pull(self, ticket: Ticket, data: bytes) -> None:
+        if not ticket.address:
+            raise StateError("this ticket names no address: it is for the manager that gave it")
+        with PeerLink.connect(ticket.address) as link:
+            link.send(Pull(data, self._local.platform.name, self._moving.giver.visible(link)))
+            message = link.receive(_ANSWER)
+            if isinstance(message, Refuse):
+                raise agreement.refused(message)
+            if not isinstance(message, Offer):
+                raise RemoteProtocolError(f"the other end answered a ticket with {type(message).__name__}")
+            self._moving.fetch(link, message, ticket.park)
+        log.info(
+            "vTPM %s: here from %s; VM %s takes it with its first command", ticket.name, ticket.platform, ticket.vm
+        )
+
+    def _void(self, args: dict[str, Any]) -> None:
+        """The VM that came for vTPM ``name`` has gone without a command: the vTPM is not taken from where it was."""
+        record = self._registry.record(str(args.get("name")))
+        move = moves.open_one(self._local.manifest.contents, record.uuid)
+        if move is None or move.out or not move.pulled or move.state != DestinationState.PREPARED:
+            raise StateError(f"vTPM {record.name!r} waits for no VM here")
+        word = self._moving.ledger.give_up(move.id, "", "its VM did not begin to run here")
+        if word is not None:
+            self._moving.tell(move, word)
+
+
+def _vm(args: dict[str, Any]) -> str:
+    vm = args.get("vm")
+    if not isinstance(vm, str) or not vm:
+        raise ConfigError("name the VM by its UUID")
+    return binding.parse(vm)

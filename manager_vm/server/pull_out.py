@@ -1,0 +1,140 @@
+"""The source's side of a vTPM that follows its VM: the ticket, and who comes with it (MIGRATION.md, section 13)."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+
+from manager_vm.errors import MigrationError, StateError, VtpmManagerError
+from manager_vm.protocol import agreement, parts
+from manager_vm.protocol.agreement import Agreed
+from manager_vm.protocol.handover import SourceState
+from manager_vm.protocol.lifecycle import State
+from manager_vm.server import ledger as ledgers
+from manager_vm.server import move_rules, peer_link, standing
+from manager_vm.server.ledger import Ledger
+from manager_vm.server.move_rules import Local, Side
+from manager_vm.server.peer_link import PeerLink, Talk
+from manager_vm.server.receipts import Proofs
+from manager_vm.store import moves
+from manager_vm.store.records import Move, VtpmRecord
+from manager_vm.vtpm import binding
+from manager_vm.vtpm.registry import Registry
+from manager_vm.vtpm.transit import Transit
+from manager_vm.wire import features
+from manager_vm.wire import ticket as tickets
+from manager_vm.wire.migration import ID_SIZE, Cause, Pull, Ready
+from manager_vm.wire.ticket import Ticket
+
+log = logging.getLogger(__name__)
+
+_ANSWER = 60.0  # seconds: a hardware TPM quotes, a process starts
+_PARK_SIZE = 16  # bytes
+
+
+class Giver:
+    """The source's side. ``listens``: the address of our own listener, or ""."""
+
+    def __init__(self, local: Local, registry: Registry, transit: Transit, ledger: Ledger, proofs: Proofs) -> None:
+        self._local = local
+        self._registry = registry
+        self._transit = transit
+        self._ledger = ledger
+        self._proofs = proofs
+        self.listens = ""
+
+    def ticket(self, name: str, vm: str, address: str) -> bytes:
+        """Park this VM's vTPM; the ticket that names the park, the same again as long as it stands."""
+        record = self._registry.record(name)
+        binding.demand(record, vm)
+        if not record.vm:
+            raise StateError(f"vTPM {name!r} belongs to no VM, so nobody could say whose ticket it is: 'bind' it first")
+        if record.state is State.RUNNING:
+            record = self._registry.stop(name, ticket=os.urandom(_PARK_SIZE).hex())
+            log.info("vTPM %s: parked, its VM has a ticket for it", name)
+        if record.state is not State.PARKED or not record.ticket:
+            raise StateError(f"vTPM {name!r} is {record.state}: only one that runs can go along with its VM")
+        platform = self._local.platform.name
+        found = Ticket(record.uuid, name, record.generation, record.ticket, record.vm, platform, address)
+        return tickets.pack(found)
+
+    def give(self, link: PeerLink, pull: Pull, known: Callable[[], None]) -> None:
+        """The conversation of one who has a ticket: offer, agree, send the state. Nothing is given up by that.
+
+        ``known``: the ticket and the standing order are good.
+        """
+        move = os.urandom(ID_SIZE)
+        talk: Talk | None = None
+        try:
+            ticket = tickets.parse(pull.ticket)
+            record = self._parked(ticket)
+            here = self._local.platform.name
+            statement = standing.demand_allowed(self._local.manifest.contents, record.vm, here, pull.platform)
+            known()
+            side = Side(self._local, pull.platform)
+            offered = side.offering(move, statement, listens=self.visible(link), **_said(record, here))
+            agreed = link.converse(agreement.offer(side, offered), _ANSWER)
+            move_rules.demand_fits(features.parse(agreed.offer.features), features.parse(agreed.accept.features))
+            talk = Talk(link, agreed.session)
+            talk.expect(Ready, _ANSWER)
+            for part in parts.split(self._offered(ticket, side, agreed, pull)):
+                talk.say(part)
+        except VtpmManagerError as error:
+            (talk or link).refuse(move, error)
+            raise
+
+    def _offered(self, ticket: Ticket, side: Side, agreed: Agreed, pull: Pull) -> bytes:
+        """The state, which may be asked for from now on; an earlier one that had it has come too early."""
+        contents, found = self._local.manifest.contents, side.peer
+        assert found is not None  # the conversation has verified it
+        older = moves.open_one(contents, ticket.vtpm)
+        if older is not None and older.out and older.pulled:
+            self._ledger.give_up(older.id, Cause.POLICY.word, f"platform {pull.platform} has asked for it since")
+        with self._transit.leaving(ticket.vtpm) as departure:
+            record = self._parked(ticket)
+            data, digest = departure.data, departure.digest
+        entry = Move(
+            id=agreed.offer.move.hex(),
+            out=True,
+            state=str(SourceState.OFFERED),
+            vtpm=record.uuid,
+            name=record.name,
+            group=record.group,
+            generation=record.generation + 1,
+            peer=found.platform.name,
+            address=pull.listens,
+            transcript=agreed.session.transcript,
+            peer_key=agreed.accept.move_key,
+            peer_ak=found.platform.ak.name,
+            order=standing.digest_of(agreed.offer.order),
+            started=ledgers.now(),
+            digest=digest,
+            pulled=ticket.park,
+        )
+        with self._proofs.kept(agreed):
+            self._ledger.offer(entry, side.key)
+        return data
+
+    def _parked(self, ticket: Ticket) -> VtpmRecord:
+        """MigrationError (replayed) unless the park that the ticket names still stands."""
+        record = self._local.manifest.contents.vtpms.get(ticket.vtpm)
+        if record is None or (record.ticket, record.generation, record.vm) != (
+            ticket.park,
+            ticket.generation,
+            ticket.vm,
+        ):
+            raise MigrationError("this ticket is void: its vTPM has gone on since", Cause.REPLAYED.word)
+        if record.state is not State.PARKED:
+            raise MigrationError(f"this ticket's vTPM is {record.state}", Cause.REPLAYED.word)
+        return record
+
+    def visible(self, link: PeerLink) -> str:
+        """Where the other end of this link reaches us, ""."""
+        return peer_link.visible(self.listens, link.local_host) if self.listens else ""
+
+
+def _said(record: VtpmRecord, here: str) -> dict[str, str]:
+    """What stands in the OFFER beside the standing order, which names the VM only."""
+    said = {"name": record.name, "vtpm": record.uuid, "generation": str(record.generation), "park": record.ticket}
+    return {**said, "from": here}

@@ -1,0 +1,250 @@
+"""A VM that its hypervisor moves or saves takes its vTPM along by a ticket: two managers, a shim at each, and a QEMU
+that says what QEMU says (MIGRATION.md, section 13)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from manager_vm.trust import standing
+from manager_vm.trust.signing import SigningKey
+from manager_vm.wire import tpm
+from manager_vm.wire.swtpm import Blob
+from tests.integration import raw
+from tests.integration.conftest import Make
+from tests.integration.fake_qemu import FakeQemu, Refused, Stream
+from tests.integration.harness import Manager, until
+from tests.integration.shim import Shim, shimmed
+from tests.integration.site import Site
+
+VM = "11111111-2222-4333-8444-555555555555"
+OTHER_VM = "22222222-2222-4333-8444-555555555555"
+
+
+class Hosts:
+    """Two hosts, a manager and a shim each. vTPM "v" is at a and belongs to the VM; both have a standing order."""
+
+    def __init__(self, site: Site, shims: tuple[Shim, Shim]) -> None:
+        self.site = site
+        self.a, self.b = site.a, site.b
+        self.shim_a, self.shim_b = shims
+
+    def started(self) -> FakeQemu:
+        """The VM, at a."""
+        return self.shim_a.qemu().boot()
+
+    def arriving(self, stream: Stream) -> FakeQemu:
+        """A QEMU at b that waits for the VM, and has loaded its stream; the VM does not run yet."""
+        return self.shim_b.qemu().power_on().arrive(stream)
+
+    def has(self) -> list[str]:
+        """Which managers could run the vTPM."""
+        found = []
+        for name, manager in (("a", self.a), ("b", self.b)):
+            rows = [row for row in manager.ctl("list") if row["name"] == "v"]
+            found += [name for row in rows if row["state"] in ("running", "parked", "off", "failed")]
+        return found
+
+
+def ordered(site: Site, *, platforms: list[str] | None = None, serial: int = 1, at: tuple[Manager, ...] = ()) -> None:
+    """A standing order, given to both managers."""
+    key = SigningKey.load(site.a.authority / "authority.key")
+    names = list(site.platforms.values()) if platforms is None else platforms
+    path = site.a.directory / "standing.json"
+    path.write_bytes(standing.give(VM, names, serial, key))
+    for manager in at or (site.a, site.b):
+        manager.ctl("standing", "add", str(path))
+
+
+@pytest.fixture
+def hosts(make: Make) -> Iterator[Hosts]:
+    one = make(fresh=True)
+    other = one.directory.parent / "n"
+    other.mkdir(mode=0o711)
+    two = Manager(other)
+    one.start()
+    with ExitStack() as stack:
+        stack.callback(lambda: two.stop() if two.running else None)
+        two.start()
+        site = Site(one, two)
+        one.ctl("create", "v", "--vm", VM)
+        ordered(site)
+        shims = [stack.enter_context(shimmed(each, "v", VM)) for each in (one, two)]
+        yield Hosts(site, (shims[0], shims[1]))
+
+
+def extended(qemu: FakeQemu) -> bytes:
+    assert raw.rc(qemu.execute(raw.pcr_extend(16))) == 0
+    return pcr(qemu)
+
+
+def pcr(qemu: FakeQemu) -> bytes:
+    answer = qemu.execute(raw.pcr_read(16))
+    assert raw.rc(answer) == 0
+    return answer[-32:]
+
+
+def retried(qemu: FakeQemu) -> None:
+    """As a kernel does, until the shim is connected again."""
+    until(lambda: raw.rc(qemu.execute(raw.pcr_read(16))) != tpm.RC.TPM_RC_RETRY, 20, "the manager is there again")
+
+
+def test_a_vm_that_moves_takes_its_vtpm_along_and_back_and_its_stream_has_no_state(hosts: Hosts) -> None:
+    with hosts.started() as qemu:
+        value = extended(qemu)
+        before = hosts.a.show("v")
+        stream = qemu.save()
+        assert {kind: bool(data) for kind, (_, data) in stream.items()} == {
+            Blob.PERMANENT: True,
+            Blob.VOLATILE: False,
+            Blob.SAVESTATE: False,
+        }
+        assert len(stream[Blob.PERMANENT][1]) < 400
+        with hosts.arriving(stream) as there:
+            assert hosts.has() == ["a"]
+            assert pcr(there) == value
+            assert hosts.has() == ["b"]
+            value = extended(there)
+            shown = hosts.b.show("v")
+            same = ("uuid", "ek_names", "boot", "group", "vm")
+            assert {key: shown[key] for key in same} == {key: before[key] for key in same}
+            assert shown["generation"] == 2
+            qemu.leave()  # the source ends behind the move, and touches nothing
+            back = there.save()
+            with hosts.shim_a.qemu().power_on().arrive(back) as home:
+                assert pcr(home) == value
+                assert hosts.has() == ["a"] and hosts.a.show("v")["generation"] == 3
+    (first, *_), (arrived, *_) = hosts.a.ctl("migrations"), hosts.b.ctl("migrations")
+    assert (first["state"], arrived["state"]) == ("done", "committed")
+    assert first["receipt"]["received"] == arrived["receipt"]["sent"]
+
+
+def test_a_vm_that_goes_on_where_it_was_has_its_vtpm_and_the_ticket_is_void(hosts: Hosts) -> None:
+    with hosts.started() as qemu:
+        value = extended(qemu)
+        stream = qemu.save()
+        assert hosts.a.show("v")["state"] == "parked"
+        assert pcr(qemu) == value  # QEMU has failed and goes on
+        assert hosts.a.show("v")["state"] == "running"
+        with hosts.shim_b.qemu().power_on() as there, pytest.raises(Refused):
+            there.arrive(stream)
+        assert hosts.b.ctl("list") == []
+
+
+def test_of_two_vms_that_run_the_first_has_the_vtpm_and_the_other_has_none(hosts: Hosts) -> None:
+    with hosts.started() as qemu:
+        value = extended(qemu)
+        with hosts.arriving(qemu.save()) as there:
+            assert pcr(qemu) == value  # the one that stayed was first
+            there.data.sendall(raw.pcr_read(16))
+            until(lambda: hosts.b.ctl("list") == [], 20, "nothing of it is left there")
+            assert hosts.has() == ["a"]
+            assert answered(there) in (None, tpm.RC.TPM_RC_RETRY, tpm.RC.TPM_RC_FAILURE)
+            assert pcr(qemu) == value
+
+
+def answered(qemu: FakeQemu) -> int | None:
+    """The response code that comes, or None: a command whose outcome nobody knows is not answered so soon."""
+    qemu.data.settimeout(3.0)
+    try:
+        return raw.rc(qemu.data.recv(4096))
+    except TimeoutError:
+        return None
+
+
+def test_a_vm_that_never_ran_at_the_destination_leaves_the_vtpm_where_it_was(hosts: Hosts) -> None:
+    with hosts.started() as qemu:
+        value = extended(qemu)
+        hosts.arriving(qemu.save()).close()
+        until(lambda: hosts.b.ctl("list") == [], 20, "it was given up there")
+        assert pcr(qemu) == value and hosts.has() == ["a"]
+
+
+def test_managers_and_shims_may_start_anew_between_the_stream_and_the_first_command(hosts: Hosts) -> None:
+    with hosts.started() as qemu:
+        value = extended(qemu)
+        stream = qemu.save()
+        hosts.a.stop()
+        hosts.a.start()
+        with hosts.arriving(stream) as there:
+            for manager in (hosts.a, hosts.b):
+                manager.stop()
+                manager.start()
+            retried(there)
+            assert pcr(there) == value
+    assert hosts.has() == ["b"]
+
+
+def test_a_vm_that_was_saved_is_restored_at_the_same_host_once(hosts: Hosts) -> None:
+    with hosts.started() as qemu:
+        value = extended(qemu)
+        stream = qemu.save()
+        qemu.leave()
+    with hosts.shim_a.qemu().power_on().arrive(stream) as again:
+        assert pcr(again) == value
+        extended(again)
+        again.leave()
+    with hosts.shim_a.qemu().power_on() as older, pytest.raises(Refused):
+        older.arrive(stream)
+
+
+def test_a_vm_that_boots_although_it_was_saved_gives_its_ticket_up(hosts: Hosts) -> None:
+    with hosts.started() as qemu:
+        extended(qemu)
+        stream = qemu.save()
+        qemu.leave()
+    with hosts.shim_a.qemu().boot() as fresh:
+        assert pcr(fresh) == bytes(32)
+        fresh.leave()
+    with hosts.shim_a.qemu().power_on() as older, pytest.raises(Refused):
+        older.arrive(stream)
+
+
+@pytest.mark.parametrize("who", ["source", "destination"])
+def test_a_standing_order_that_was_revoked_at_either_side_leads_nowhere(hosts: Hosts, who: str) -> None:
+    ordered(hosts.site, platforms=[], serial=2, at=(hosts.a if who == "source" else hosts.b,))
+    with hosts.started() as qemu:
+        value = extended(qemu)
+        stream = qemu.save()
+        with hosts.shim_b.qemu().power_on() as there, pytest.raises(Refused):
+            there.arrive(stream)
+        assert pcr(qemu) == value and hosts.has() == ["a"] and hosts.b.ctl("list") == []
+
+
+def test_a_ticket_is_good_for_its_own_vm_only(hosts: Hosts) -> None:
+    with hosts.started() as qemu, shimmed(hosts.b, "w", OTHER_VM) as foreign:
+        value = extended(qemu)
+        stream = qemu.save()
+        with foreign.qemu().power_on() as there, pytest.raises(Refused):
+            there.arrive(stream)
+        assert f"is for VM {VM}" in foreign.log()
+        flags, data = stream[Blob.PERMANENT]
+        for damaged in (data[:-1], b"x" * 100, data.replace(VM.encode(), OTHER_VM.encode())):
+            with hosts.shim_b.qemu().power_on() as there, pytest.raises(Refused):
+                there.arrive({Blob.PERMANENT: (flags, damaged)})
+        assert pcr(qemu) == value and hosts.has() == ["a"]
+
+
+def test_a_vtpm_that_belongs_to_no_vm_does_not_let_its_vm_leave(hosts: Hosts) -> None:
+    hosts.a.ctl("bind", "v", "none")
+    with hosts.started() as qemu:
+        value = extended(qemu)
+        with pytest.raises(Refused, match="0x101"):
+            qemu.save()
+        assert pcr(qemu) == value
+        assert re.search("belongs to no VM", hosts.shim_a.log())
+
+
+def test_a_second_destination_that_asks_leaves_the_first_without(hosts: Hosts, tmp_path: Path) -> None:
+    with hosts.started() as qemu:
+        value = extended(qemu)
+        stream = qemu.save()
+        hosts.arriving(stream).close()
+        until(lambda: hosts.b.ctl("list") == [], 20, "it was given up there")
+        with hosts.arriving(stream) as there:  # the same ticket again: the park still stands
+            assert pcr(there) == value
+    assert hosts.has() == ["b"]
