@@ -90,12 +90,8 @@ def _started(ground: boot.Ground, store: boot.Store, tasks: ExitStack) -> tuple[
     verbs = Verbs(manifest, registry, wiring, attestor, config, ground.warnings, lambda: moving.address, cards)
     serving = Serving(registry, wiring, verbs.restarted, store.voucher.log_is, held)
     relocating = Relocating(manifest, Traveller(store.local, store.own, config.state_dir, serving), receiver)
-    following = Following(store.local, registry, moving)
-    wanted.serve(following.wanted)
-    tasks.callback(wanted.close)
-    asked = following.host_link(lambda request: verbs.perform(HOST, request))
-    asked = gates.host_link(tunnels.host_link(asked))
-    asked = relocating.host_link(asked)
+    following = _following(Following(store.local, registry, moving), wanted, tasks)
+    asked = _host_side(verbs, following, tunnels, gates, relocating)
     host_link = open_link(config.host_link, _guarded(asked))
     tasks.callback(host_link.close)
     certifier = Certifier(manifest, registry, store.hardware, config.command_deadline)
@@ -105,6 +101,20 @@ def _started(ground: boot.Ground, store: boot.Store, tasks: ExitStack) -> tuple[
     tasks.callback(moving.interrupt)
     tasks.callback(wiring.hasten, _GRACE)  # the first thing at every end
     return watch, moving, relocating, host_link, admin_link, *([lanes] if lanes is not None else [])
+
+
+def _following(following: Following, wanted: Wanted, tasks: ExitStack) -> Following:
+    wanted.serve(following.wanted)
+    tasks.callback(wanted.close)
+    return following
+
+
+def _host_side(
+    verbs: Verbs, following: Following, tunnels: Tunnels, gates: Gates, relocating: Relocating
+) -> Callable[[Request | SignedRequest], object]:
+    """Who answers on the host link: each asks the next for what is not its own."""
+    asked = following.host_link(lambda request: verbs.perform(HOST, request))
+    return relocating.host_link(gates.host_link(tunnels.host_link(asked)))
 
 
 def _lanes(config: Config, tasks: ExitStack) -> Lanes | None:

@@ -37,13 +37,14 @@ class Agent:
 
     def wait(self, timeout: float) -> None:
         """Until the agent answers (the VM has booted)."""
-        deadline = time.monotonic() + timeout
+        deadline, patience = time.monotonic() + timeout, 2.0
         while True:
             try:
-                self._synchronise(2.0)
+                self._synchronise(patience)
                 return
             except (OSError, HostError):
                 self.close()
+                patience *= 1.5  # an agent that is slow now answers each of us, after we have gone
                 if time.monotonic() > deadline:
                     raise HostError(
                         f"{self._name} has not booted within {timeout:.0f} s; see its console log"

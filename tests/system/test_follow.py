@@ -132,7 +132,7 @@ def moved(hosts: Hosts, client: Client, times: int) -> list[float]:
     for number in range(times):
         to = hosts.site.a if number % 2 else hosts.site.b
         found.append(round(hosts.migrate(to), 2))
-        client.follows(hosts.vm.agent)
+        client.follow(hosts.vm.agent)
         client.go_on()
         assert hosts.has() == [to]
     return found

@@ -66,10 +66,6 @@ class Client:
         """Its guest is in another VM now."""
         self._agent = agent
 
-    def follows(self, agent: Agent) -> None:
-        """Its VM is another process now."""
-        self._agent = agent
-
     def go_on(self) -> int:
         """Wait for some more rounds; how many there are."""
         step = "sleep 0.2; test ! -e /tmp/end || exit 1"
