@@ -42,7 +42,7 @@ class Browser:
         self._number, self._left, self._session = 0, b"", ""
         argv = [program, *_OPTIONS, f"--user-data-dir={directory / 'profile'}", "about:blank"]
         with open(directory / "browser.log", "wb") as log:
-            self._process, self._to, self._from = _start(argv, log.fileno())
+            self._process, self._to, self._from = _start(argv, log.fileno(), directory)
         target = self.ask("Target.createTarget", url="about:blank")["targetId"]
         self._session = str(self.ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"])
         for domain in ("Page", "Network"):
@@ -120,8 +120,8 @@ class Browser:
         self.close()
 
 
-def _start(argv: list[str], log: int) -> tuple[subprocess.Popen[bytes], int, int]:
-    """The process, which reads commands at descriptor 3 and answers at 4; our ends of both."""
+def _start(argv: list[str], log: int, scratch: Path) -> tuple[subprocess.Popen[bytes], int, int]:
+    """The process, which reads commands at descriptor 3 and answers at 4; our ends of both. It leaves files in ``scratch`` alone."""
     theirs_in, ours_out = _pipe()
     ours_in, theirs_out = _pipe()
     script = f'exec "$@" 3<&{theirs_in} 4>&{theirs_out} {theirs_in}<&- {theirs_out}>&-'
@@ -132,6 +132,7 @@ def _start(argv: list[str], log: int) -> tuple[subprocess.Popen[bytes], int, int
         stderr=log,
         pass_fds=(theirs_in, theirs_out),
         start_new_session=True,
+        env={**os.environ, "TMPDIR": str(scratch)},
     )
     os.close(theirs_in)
     os.close(theirs_out)
