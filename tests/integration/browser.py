@@ -121,7 +121,7 @@ class Browser:
 
 
 def _start(argv: list[str], log: int, scratch: Path) -> tuple[subprocess.Popen[bytes], int, int]:
-    """The process, which reads commands at descriptor 3 and answers at 4; our ends of both. It leaves files in ``scratch`` alone."""
+    """The process, which reads commands at descriptor 3 and answers at 4; our ends of both. Files go to ``scratch``."""
     theirs_in, ours_out = _pipe()
     ours_in, theirs_out = _pipe()
     script = f'exec "$@" 3<&{theirs_in} 4>&{theirs_out} {theirs_in}<&- {theirs_out}>&-'
