@@ -104,7 +104,7 @@ def _started(ground: boot.Ground, store: boot.Store, tasks: ExitStack) -> tuple[
 
 
 def _following(following: Following, wanted: Wanted, tasks: ExitStack) -> Following:
-    wanted.serve(following.wanted)
+    wanted.serve(following.concerns, following.wanted)
     tasks.callback(wanted.close)
     return following
 

@@ -21,6 +21,7 @@ examples:
   vtpmctl attach web1 ivshmem:0000:05:00.0 --boot 1
   vtpmctl attach web1 virtio-serial:web1 --boot 1 --vm 6f2c0a51-5a0e-4f0c-8f5b-0d7f0c6f2f11
   vtpmctl attach web1 ivshmem --print qemu          what to paste into the guest's QEMU command line
+  vtpmctl attach web1 shim --print libvirt          what to paste into a domain's XML
 """,
     "bind": """\
 UUID is that of the VM in SMBIOS, QEMU's -uuid. The host names the VM when it attaches the

@@ -137,6 +137,9 @@ def _attach(args: Args) -> None:
     if args.print == "qemu":
         print(wiring.qemu_arguments(args.name, args.channel or "ivshmem"))
         return
+    if args.print == "libvirt":
+        print(wiring.libvirt_device(args.name, args.channel or "shim"))
+        return
     vm = _given(args, "vm")
     _show(args, _call(args, "attach", host=True, name=args.name, channel=args.channel, boot=args.boot, **vm))
 

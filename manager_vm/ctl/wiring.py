@@ -1,4 +1,4 @@
-"""The verbs of the host side: their arguments, and what ``attach --print qemu`` says for a guest's QEMU."""
+"""The verbs of the host side: their arguments, and what ``attach --print`` says for a guest's QEMU or libvirt."""
 
 from __future__ import annotations
 
@@ -21,6 +21,29 @@ _PORT = """# the guest's QEMU (the manager's QEMU listens at {socket} with its o
 # in the guest: python3 -m guest_frontend device virtio-serial:org.vtpm.tpm"""
 
 
+_SHIM = """# the guest's QEMU; on the host runs the shim, which attaches the vTPM and reports its VM's boots (QEMU.md):
+#   python3 -m guest_frontend qemu CARRIER --host-link SOCKET --vtpm {name} --socket {socket} [--vm UUID]
+-chardev socket,id=vtpm,path={socket}
+-tpmdev emulator,id=vtpm,chardev=vtpm
+-device tpm-crb,tpmdev=vtpm"""
+
+# libvirt's domain XML format, "TPM device"; the external backend exists since 9.0
+_LIBVIRT = """<!-- in <devices> of the domain; on the host runs the shim, with the domain's <uuid> (QEMU.md):
+     python3 -m guest_frontend qemu CARRIER, with host-link SOCKET, vtpm {name}, socket {socket}, vm UUID -->
+<tpm model='tpm-crb'>
+  <backend type='external'>
+    <source type='unix' mode='connect' path='{socket}'/>
+  </backend>
+</tpm>"""
+
+
+def libvirt_device(name: str, channel: str) -> str:
+    """XML to paste; ConfigError for a channel that libvirt has no device for."""
+    if channel.partition(":")[0] != "shim":
+        raise ConfigError("libvirt has a TPM device for the shim: 'attach NAME shim --print libvirt'")
+    return _LIBVIRT.format(name=name, socket=f"/run/vtpm/{name}.sock")
+
+
 def qemu_arguments(name: str, channel: str) -> str:
     """Text to paste; ConfigError for a channel that no VM can have."""
     kind, _, argument = channel.partition(":")
@@ -29,7 +52,9 @@ def qemu_arguments(name: str, channel: str) -> str:
         return _IVSHMEM.format(socket=socket)
     if kind == "virtio-serial":
         return _PORT.format(socket=socket, port=argument or "NAME")
-    raise ConfigError("QEMU can have ivshmem or virtio-serial:NAME; unix:PATH is for processes of this host")
+    if kind == "shim":
+        return _SHIM.format(name=name, socket=socket)
+    raise ConfigError("QEMU can have ivshmem, virtio-serial:NAME or shim; unix:PATH is for processes of this host")
 
 
 def add_arguments(verbs: dict[str, argparse.ArgumentParser]) -> None:
@@ -47,4 +72,5 @@ def add_arguments(verbs: dict[str, argparse.ArgumentParser]) -> None:
     )
     attach.add_argument("--boot", type=int, metavar="N", help="the running boot (default: the newest; power on if off)")
     attach.add_argument("--vm", metavar="UUID", help="UUID of the VM there: a vTPM that is bound to a VM needs it")
-    attach.add_argument("--print", choices=["qemu"], help="only print what to paste into the guest's QEMU command line")
+    text = "only print what to paste into the guest's QEMU command line, or libvirt's domain XML"
+    attach.add_argument("--print", choices=["qemu", "libvirt"], help=text)

@@ -51,6 +51,14 @@ class Following:
 
         return perform
 
+    def concerns(self, name: str) -> bool:
+        """Whether this vTPM is parked for a ticket, or has come by one."""
+        record = self._local.manifest.contents.named(name)
+        if record is None:
+            return False
+        move = moves.open_one(self._local.manifest.contents, record.uuid)
+        return bool(record.ticket) or (record.state is State.ARRIVING and move is not None and bool(move.pulled))
+
     def wanted(self, name: str) -> None:
         """A guest's command has come for this vTPM, which does not run."""
         record = self._registry.record(name)

@@ -97,14 +97,12 @@ class Moving:
     def close(self) -> None:
         """No new moves; those under way end as if the network had.
 
-        What was pulled and not asked for goes back to who has it: behind a restart nobody could tell whether it served.
+        What was pulled and not asked for stays with who has it: behind a restart nobody could tell whether it served.
         """
         for move in self._ledger.open():
             if not move.out and move.pulled and move.state == DestinationState.PREPARED:
                 with suppress(VtpmManagerError):
-                    word = self._ledger.give_up(move.id, "", "the manager ends; its VM's host asks for it again")
-                    if word is not None:
-                        self.tell(move, word)
+                    self._ledger.give_up(move.id, "", "the manager ends; its VM's host asks for it again")
         self._tasks.close()
 
     def migrate(self, args: dict[str, Any]) -> dict[str, Any]:

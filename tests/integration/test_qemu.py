@@ -9,6 +9,7 @@ import signal
 import socket
 import struct
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -29,7 +30,7 @@ from manager_vm.wire.swtpm import Blob, Cmd
 from manager_vm.wire.tpm import RC
 from tests.integration import raw
 from tests.integration.fake_qemu import FakeQemu, Gone, Refused
-from tests.integration.harness import Manager, until
+from tests.integration.harness import ROOT, Manager, environment, until
 from tests.integration.shim import Shim, bare_swtpm, connect, shimmed
 
 ZERO = bytes(32)
@@ -527,6 +528,36 @@ def test_mistakes_of_the_command_line_are_named_at_once(one: Manager) -> None:
         assert named(good, str(shim.path), "a", host)[0] == 3
         with shim.qemu().boot() as qemu:
             assert pcr(qemu) == ZERO
+
+
+def test_one_service_has_all_guests_that_a_directory_names(manager: Manager) -> None:
+    names = ("a", "b", "c")
+    for name in names:
+        manager.ctl("create", name)
+    directory = manager.directory / "guests"
+    directory.mkdir()
+    argv = [sys.executable, "-m", "guest_frontend", "qemu", f"unix:{manager.directory}/shims.sock"]
+    argv += ["--host-link", str(manager.directory / "host.sock"), "--directory", str(directory)]
+    with subprocess.Popen(argv, cwd=ROOT, env=environment(manager.directory)) as service:
+        try:
+            for name in ("a", "b", "no name"):
+                (directory / f"{name}.guest").touch()
+            until(lambda: all((directory / f"{name}.sock").exists() for name in ("a", "b")), 10, "two are served")
+            with FakeQemu(directory / "a.sock").boot() as one, FakeQemu(directory / "b.sock").boot() as two:
+                assert extended(one) != ZERO == pcr(two)
+                (directory / "a.guest").unlink()
+                (directory / "c.guest").write_text("")
+                until(lambda: (directory / "c.sock").exists(), 10, "another one is served")
+                until(lambda: not (directory / "a.sock").exists(), 10, "the first one is not any more")
+                with pytest.raises((Gone, BrokenPipeError)):
+                    pcr(one)
+                with FakeQemu(directory / "c.sock").boot() as three:
+                    assert pcr(three) == ZERO
+                assert extended(two) != ZERO
+        finally:
+            service.terminate()
+        assert service.wait(10) == 0
+    assert not list(directory.glob("*.sock"))
 
 
 def test_the_socket_that_a_killed_shim_has_left_is_taken_over(one: Manager) -> None:

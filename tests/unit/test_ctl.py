@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -147,9 +148,24 @@ def test_a_guest_with_a_port_is_told_which_one_and_connects_again() -> None:
     assert "with its own port NAME)" in wiring.qemu_arguments("web", "virtio-serial")
 
 
+def test_a_vm_that_knows_nothing_is_given_a_tpm_device_in_front_of_the_shim(capsys: pytest.CaptureFixture[str]) -> None:
+    assert options(wiring.qemu_arguments("web", "shim:web")) == [
+        "-chardev socket,id=vtpm,path=/run/vtpm/web.sock",
+        "-tpmdev emulator,id=vtpm,chardev=vtpm",
+        "-device tpm-crb,tpmdev=vtpm",
+    ]
+    assert main.main(["attach", "web", "shim", "--print", "libvirt"]) == 0
+    device = ElementTree.fromstring(capsys.readouterr().out.partition("-->")[2])
+    assert (device.tag, device.get("model")) == ("tpm", "tpm-crb")
+    backend = device[0]
+    assert (backend.tag, backend.get("type")) == ("backend", "external")
+    assert backend[0].attrib == {"type": "unix", "mode": "connect", "path": "/run/vtpm/web.sock"}
+    assert main.main(["attach", "web", "ivshmem", "--print", "libvirt"]) == 3
+
+
 @pytest.mark.parametrize("channel", ["unix:/run/x.sock", "xen:1/2", "", "IVSHMEM"])
 def test_no_other_channel_can_be_given_to_a_qemu(channel: str) -> None:
-    with pytest.raises(ConfigError, match="ivshmem or virtio-serial:NAME; unix:PATH is for processes of this host"):
+    with pytest.raises(ConfigError, match="virtio-serial:NAME or shim; unix:PATH is for processes of this host"):
         wiring.qemu_arguments("web", channel)
 
 
