@@ -14,7 +14,7 @@ from manager_vm.errors import HostError
 from manager_vm.protocol.tunnel import Suite
 from tests.bench.compare import drawing, findings, overhead, report, result, wire
 from tests.bench.compare.overhead import Verdict
-from tests.bench.compare.result import BANDWIDTH, EVACUATE, GRID, METHODS, SUITES, WHOLE, Figures, Job, Outcome
+from tests.bench.compare.result import BANDWIDTH, DELAY, EVACUATE, GRID, METHODS, SUITES, WHOLE, Figures, Job, Outcome
 from tests.bench.compare.schedule import Schedule
 from tests.made_up_moves import figures, outcomes, page
 
@@ -31,6 +31,9 @@ def test_the_plan_has_small_cells_first_and_the_suites_take_turns() -> None:
     assert [job.suite for job in suites[:3]] == [job.suite for job in suites[:2:-1]]
     assert {(job.count, job.memory) for job in jobs if job.part != GRID} == {(10, 512)}
     assert [job.method for job in jobs if job.part == BANDWIDTH] == list(reversed(METHODS))
+    delayed = [job for job in result.plan([1, 10], [512], METHODS, 0, [], [20]) if job.part == DELAY]
+    assert [(job.method, job.rtt, job.count) for job in delayed] == [(each, 20, 10) for each in reversed(METHODS)]
+    assert delayed[0].told() == "10 vTPMs, 512 MB, evacuate, 20 ms"
     assert not [job for job in result.plan([1], [512], ["stop"], 3, []) if job.part == SUITES]
 
 

@@ -11,7 +11,7 @@ from manager_vm.protocol.tunnel import Suite
 from tests.bench import compare, relocate
 from tests.bench.compare import experiment
 from tests.bench.compare.experiment import Scale
-from tests.bench.compare.result import BANDWIDTH, EVACUATE, GRID, METHODS, SUITES, WHOLE, Job
+from tests.bench.compare.result import BANDWIDTH, DELAY, EVACUATE, GRID, METHODS, SUITES, WHOLE, Job
 
 
 def parsed(words: str, usual: Scale = relocate.USUAL) -> argparse.Namespace:
@@ -47,9 +47,9 @@ def test_options_say_what_is_moved_how_and_how_often() -> None:
     assert parsed("--budget 7.5").budget == 7.5 and parsed("").budget == 20.0
 
 
-def test_no_repetitions_and_no_limits_leave_these_parts_out() -> None:
-    assert {job.part for job in planned("--repetitions 0 --limits", compare.USUAL)} == {GRID}
-    assert {job.part for job in planned("", compare.USUAL)} == {GRID, SUITES, BANDWIDTH}
+def test_no_repetitions_no_limits_and_no_delays_leave_these_parts_out() -> None:
+    assert {job.part for job in planned("--repetitions 0 --limits --delays", compare.USUAL)} == {GRID}
+    assert {job.part for job in planned("", compare.USUAL)} == {GRID, SUITES, BANDWIDTH, DELAY}
 
 
 def test_a_quick_run_has_one_vtpm_and_one_round() -> None:

@@ -37,6 +37,8 @@ that all methods begin with the same state. Restoring is not measured. After a r
   is taken round by round; the aim is 10 % at most. "none" exists for this measurement only. Moves of single vTPMs are
   always encrypted.
 - Bandwidth: one cell with a limit, on each stream of the tunnel and on the whole network between the managers.
+- Delay: one cell with a round-trip time, for each stream of the tunnel and each frame between the managers, held back
+  in this process.
 
 # Limits
 
@@ -62,14 +64,16 @@ from tests.bench.compare.experiment import Scale
 from tests.bench.report import Report
 
 TITLE = "Moving the whole manager, or its vTPMs one by one"
-USUAL = Scale(counts=(1, 10, 50), memory=(512, 1024), methods=result.METHODS, rounds=3, limits=(100,), budget=30.0)
-FULL = replace(USUAL, counts=(*USUAL.counts, 200), limits=(*USUAL.limits, 10))
+USUAL = Scale(
+    counts=(1, 10, 50), memory=(512, 1024), methods=result.METHODS, rounds=3, limits=(100,), budget=30.0, delays=(20,)
+)
+FULL = replace(USUAL, counts=(*USUAL.counts, 200), limits=(*USUAL.limits, 10), delays=(*USUAL.delays, 100))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of this benchmark."""
     experiment.add_arguments(parser, USUAL)
-    parser.add_argument("--full", action="store_true", help="200 vTPMs and 10 Mbit/s too; give it a larger budget")
+    parser.add_argument("--full", action="store_true", help="200 vTPMs, 10 Mbit/s, 100 ms too; give it a larger budget")
 
 
 def run(args: argparse.Namespace, tell: Callable[[str], None]) -> Report:

@@ -25,6 +25,7 @@ _MBIT = 125_000  # bytes/s
 class Scale:
     """What is measured where no option says otherwise. ``memory``: MB, ``limits``: Mbit/s, ``budget``: minutes.
 
+    ``delays``: round-trip times in ms.
     ``rounds``: of secured against unsecured.
     """
 
@@ -34,6 +35,7 @@ class Scale:
     rounds: int
     limits: tuple[int, ...]
     budget: float
+    delays: tuple[int, ...] = ()
 
 
 def add_arguments(parser: argparse.ArgumentParser, usual: Scale) -> None:
@@ -48,6 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser, usual: Scale) -> None:
     parser.add_argument("--repetitions", type=_number, metavar="N", help=text)
     text = f"bandwidths to be tried too, in Mbit/s (default: {_words(usual.limits) or 'none'})"
     parser.add_argument("--limits", type=_positive, nargs="*", metavar="MBIT", help=text)
+    text = f"round-trip times to be tried too, in ms (default: {_words(usual.delays) or 'none'})"
+    parser.add_argument("--delays", type=_positive, nargs="*", metavar="MS", help=text)
     parser.add_argument("--quick", action="store_true", help="1 vTPM, 512 MB, one round, no limit: to try it")
     text = f"begin no run beyond it (default: {usual.budget:g} minutes)"
     parser.add_argument("--budget", type=float, default=usual.budget, metavar="MIN", help=text)
@@ -58,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser, usual: Scale) -> None:
 def jobs(args: argparse.Namespace, usual: Scale) -> list[Job]:
     """What these options ask for."""
     if args.quick:
-        usual = replace(usual, counts=(1,), memory=(512,), rounds=1, limits=())
+        usual = replace(usual, counts=(1,), memory=(512,), rounds=1, limits=(), delays=())
     limits = usual.limits if args.limits is None else args.limits
     return result.plan(
         args.counts or usual.counts,
@@ -66,6 +70,7 @@ def jobs(args: argparse.Namespace, usual: Scale) -> list[Job]:
         args.methods or usual.methods,
         usual.rounds if args.repetitions is None else args.repetitions,
         [limit * _MBIT for limit in limits],
+        usual.delays if args.delays is None else args.delays,
     )
 
 

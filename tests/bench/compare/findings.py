@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from tests.bench.compare import overhead, result
-from tests.bench.compare.result import BANDWIDTH, EVACUATE, GRID, WHOLE, Figures, Outcome
+from tests.bench.compare.result import BANDWIDTH, DELAY, EVACUATE, GRID, WHOLE, Figures, Outcome
 
 Of = Callable[[int, Figures], float]
 
@@ -57,7 +57,7 @@ def conclusions(outcomes: Sequence[Outcome]) -> list[str]:
     return [
         *(line for memory in result.memories(outcomes) for line in _grid(outcomes, memory)),
         *overhead.told(outcomes),
-        *_bandwidth(outcomes),
+        *_networks(outcomes),
         *_keys(outcomes),
         *_missing(outcomes),
     ]
@@ -123,17 +123,17 @@ def _compared(
     return f"{less} {where} {figures}"
 
 
-def _bandwidth(outcomes: Sequence[Outcome]) -> Iterator[str]:
-    lines: dict[tuple[int, int, int], list[str]] = {}
+def _networks(outcomes: Sequence[Outcome]) -> Iterator[str]:
+    lines: dict[tuple[str, int, int], list[str]] = {}
     for each in outcomes:
         job, limited = each.job, each.figures
-        if job.part == BANDWIDTH and limited is not None:
+        if job.part in (BANDWIDTH, DELAY) and limited is not None:
             free = result.grid(outcomes, job.memory, job.method).get(job.count)
-            times = f", {limited.total / free.total:.1f} times that without a limit" if free else ""
+            times = f", {limited.total / free.total:.1f} times that without" if free else ""
             said = f"{job.method} {limited.total:.1f} s{times}, longest wait {limited.longest:.2f} s"
-            lines.setdefault((job.limit, job.count, job.memory), []).append(said)
-    for (limit, count, memory), parts in lines.items():
-        yield f"{result.mbit(limit)}, {count} vTPMs in {memory} MB: {'; '.join(parts)}."
+            lines.setdefault((", ".join(job.network), job.count, job.memory), []).append(said)
+    for (network, count, memory), parts in lines.items():
+        yield f"{network}, {count} vTPMs in {memory} MB: {'; '.join(parts)}."
 
 
 def _keys(outcomes: Sequence[Outcome]) -> Iterator[str]:

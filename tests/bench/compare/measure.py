@@ -6,7 +6,7 @@ import io
 import json
 import time
 from collections import Counter
-from contextlib import closing, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, closing, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 
 from image.host.departure import Departure, Method
@@ -15,11 +15,13 @@ from image.host.landing import Landing
 from manager_vm.ctl import main as vtpmctl
 from manager_vm.errors import HostError
 from manager_vm.protocol.tunnel import Suite
+from manager_vm.server import peer_link
 from manager_vm.trust import relocation
 from manager_vm.trust.signing import SigningKey
 from tests.bench.compare import cpu, standin
 from tests.bench.compare.result import EVACUATE, Figures, Job, middle_of
 from tests.bench.compare.stock import Pair, Stock, name
+from tests.bench.migrate.delay import Delay
 
 PARALLEL = 2  # vTPMs that are evacuated at once
 _INTERRUPTED = 130  # exit code of vtpmctl
@@ -28,7 +30,7 @@ _HWTPM = "hwtpm"  # a host's directory of its hardware TPM
 
 def run(job: Job, stock: Stock) -> Figures:
     """VtpmManagerError if it fails, or does not fit."""
-    with stock.pair(job.memory, job.count, job.limit) as pair:
+    with stock.pair(job.memory, job.count, job.limit, job.rtt) as pair:
         looked_at = sorted({0, job.count // 2, job.count - 1})
         before = [_keys(pair.source, number) for number in looked_at]
         told, seen = _evacuate(pair) if job.method == EVACUATE else _relocate(pair, job)
@@ -113,14 +115,16 @@ def _why(code: int, out: str, said: str) -> str:
 def _relocate(pair: Pair, job: Job) -> tuple[_Told, tuple[_Seen, _Seen]]:
     suite = Suite(job.suite)
     receiver = pair.target.links.admin("status")["migration"]
-    with closing(Landing(pair.target, ("127.0.0.1", 0), suite)) as landing:
+    with ExitStack() as stack:
+        landing = stack.enter_context(closing(Landing(pair.target, ("127.0.0.1", 0), suite)))
+        far = stack.enter_context(closing(Delay(peer_link.join(*landing.address), job.rtt)))
         ordered = _order(pair)
         before = _see(pair)
         move = Departure(
             pair.source,
             Method(job.method),
             receiver,
-            landing.address,
+            peer_link.parse_address(far.address),
             ordered,
             suite=suite,
             limit=job.limit,

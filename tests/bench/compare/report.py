@@ -9,7 +9,7 @@ from manager_vm.protocol.tunnel import Suite
 from tests.bench import markup
 from tests.bench.compare import drawing, findings, overhead, result, tables
 from tests.bench.compare.overhead import Verdict, judge, spread
-from tests.bench.compare.result import BANDWIDTH, EVACUATE, GRID, METHODS, SUITES, Outcome
+from tests.bench.compare.result import BANDWIDTH, DELAY, EVACUATE, GRID, METHODS, SUITES, Outcome
 
 _PAGE = """<style>
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: .5rem 1.5rem; }
@@ -58,6 +58,8 @@ def page(
     parts += [markup.section("Secured against unsecured", *_suites(outcomes))]
     if any(each.job.part == BANDWIDTH for each in outcomes):
         parts += [markup.section("With a limited bandwidth", tables.figures(outcomes, BANDWIDTH))]
+    if any(each.job.part == DELAY for each in outcomes):
+        parts += [markup.section("With a delay", tables.figures(outcomes, DELAY))]
     parts += [
         markup.section("Phases", tables.phases(outcomes)),
         markup.section("Commands to the hardware TPMs", tables.commands(outcomes)),

@@ -13,13 +13,16 @@ VERSION = 1
 EVACUATE = "evacuate"
 WHOLE = ("stop", "suspend", "precopy")
 METHODS = (*WHOLE, EVACUATE)
-GRID, SUITES, BANDWIDTH = "grid", "suites", "bandwidth"  # parts of the experiment
+GRID, SUITES, BANDWIDTH, DELAY = "grid", "suites", "bandwidth", "delay"  # parts of the experiment
 MIB = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One run. ``memory``: MiB of the manager's VM, ``limit``: bytes/s, 0: none. ``round``: of several."""
+    """One run. ``memory``: MiB of the manager's VM, ``limit``: bytes/s, 0: none. ``round``: of several.
+
+    ``rtt``: round-trip time in ms that both networks have beside their own.
+    """
 
     part: str
     count: int
@@ -28,6 +31,7 @@ class Job:
     suite: str = str(Suite.AES)
     limit: int = 0
     round: int = 0
+    rtt: int = 0
 
     @property
     def cell(self) -> tuple[int, int]:
@@ -39,7 +43,12 @@ class Job:
         parts = [vtpms(self.count), f"{self.memory} MB", self.method]
         if self.part == SUITES:
             parts += [self.suite, f"round {self.round + 1}"]
-        return ", ".join([*parts, *([mbit(self.limit)] if self.limit else [])])
+        return ", ".join([*parts, *self.network])
+
+    @property
+    def network(self) -> list[str]:
+        """What is special about it, for people."""
+        return [mbit(self.limit)] * bool(self.limit) + [f"{self.rtt} ms"] * bool(self.rtt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +115,12 @@ class Outcome:
 
 
 def plan(
-    counts: Sequence[int], memories: Sequence[int], methods: Sequence[str], repetitions: int, limits: Sequence[int]
+    counts: Sequence[int],
+    memories: Sequence[int],
+    methods: Sequence[str],
+    repetitions: int,
+    limits: Sequence[int],
+    delays: Sequence[int] = (),
 ) -> list[Job]:
     """Small cells first, and in these the quick methods: what the budget leaves out is dear.
 
@@ -124,6 +138,7 @@ def plan(
             suites = (Suite.NONE, Suite.AES, Suite.CHACHA)[:: -1 if number % 2 else 1]
             jobs += [Job(SUITES, count, memories[0], "precopy", str(suite), round=number) for suite in suites]
         jobs += [Job(BANDWIDTH, count, memories[0], method, limit=limit) for limit in limits for method in methods]
+        jobs += [Job(DELAY, count, memories[0], method, rtt=rtt) for rtt in delays for method in methods]
     return jobs
 
 

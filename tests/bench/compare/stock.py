@@ -56,12 +56,12 @@ class Stock:
         self._each = _CREATE
 
     @contextmanager
-    def pair(self, memory: int, count: int, limit: int) -> Iterator[Pair]:
+    def pair(self, memory: int, count: int, limit: int, rtt: int = 0) -> Iterator[Pair]:
         """Both restored and connected. HostError where so many vTPMs do not fit."""
         first = self._with(memory, count)
         with ExitStack() as stack:
             directory = stack.enter_context(vms.short_directory())
-            switch = CountingSwitch(directory / "switch", limit)
+            switch = CountingSwitch(directory / "switch", limit, rtt)
             stack.callback(switch.close)
             hosts = []
             for number, found in enumerate((first, self._empty[memory][1]), 1):

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from html import escape
 
 from tests.bench import markup
-from tests.bench.compare import result
 from tests.bench.compare.result import EVACUATE, GRID, METHODS, SUITES, Outcome
 
 HEAD = (
@@ -68,7 +67,9 @@ TRUST_NOTE = (
 def figures(outcomes: Sequence[Outcome], part: str) -> str:
     chosen = [each for each in outcomes if each.job.part == part]
     order = {method: number for number, method in enumerate(METHODS)}
-    chosen.sort(key=lambda each: (each.job.memory, each.job.count, each.job.limit, order[each.job.method]))
+    chosen.sort(
+        key=lambda each: (each.job.memory, each.job.count, each.job.limit, each.job.rtt, order[each.job.method])
+    )
     rows = [row(each) for each in chosen]
     return markup.table(HEAD, [(*cells, f'<span class="note">{escape(note)}</span>') for *cells, note in rows], _WORDS)
 
@@ -76,7 +77,7 @@ def figures(outcomes: Sequence[Outcome], part: str) -> str:
 def row(outcome: Outcome) -> tuple[str, ...]:
     job, each = outcome.job, outcome.figures
     head = str(job.memory), str(job.count), job.method
-    notes = [job.suite] if job.part == SUITES else [result.mbit(job.limit)] if job.limit else []
+    notes = [job.suite] if job.part == SUITES else job.network
     if each is None:
         return (*head, *[_NONE] * (len(HEAD) - _WORDS - 1), "; ".join([*notes, f"not measured: {outcome.reason}"]))
     if each.least:

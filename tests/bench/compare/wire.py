@@ -7,8 +7,11 @@ COMMITTED: so its pause has bounds.
 
 from __future__ import annotations
 
+import queue
 import struct
+import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -64,9 +67,16 @@ class Conversation:
 
 
 class CountingSwitch(Switch):
-    """``limit``: bytes/s of all frames together, 0: none."""
+    """``limit``: bytes/s of all frames together, 0: none. ``rtt``: ms that a frame and its answer take beside that.
 
-    def __init__(self, path: Path, limit: int = 0) -> None:
+    A frame is looked at when it comes, and held back for half of that then.
+    """
+
+    def __init__(self, path: Path, limit: int = 0, rtt: int = 0) -> None:
+        self._half = rtt / 2000
+        self._held: queue.SimpleQueue[tuple[float, bytes, str]] = queue.SimpleQueue()
+        if rtt:
+            threading.Thread(target=self._deliver, name="delay", daemon=True).start()
         self.sent = 0  # bytes of frames
         self._limit = limit
         self._free = 0.0  # when the cable is free again
@@ -86,7 +96,18 @@ class CountingSwitch(Switch):
             if self._free - now > _SLICE:
                 time.sleep(self._free - now)
         self._look(frame)
-        super()._forward(frame, place)
+        if self._half:
+            self._held.put((time.monotonic() + self._half, frame, place))
+        else:
+            super()._forward(frame, place)
+
+    def _deliver(self) -> None:
+        """Frames that are due, as long as this process lives: one that comes too late finds no socket."""
+        while True:
+            due, frame, place = self._held.get()
+            time.sleep(max(due - time.monotonic(), 0.0))
+            with suppress(OSError):
+                super()._forward(frame, place)
 
     def _look(self, frame: bytes) -> None:
         found = segment(frame)
