@@ -253,7 +253,7 @@ def completed(script: Path, vtpmctl: str, *words: str) -> list[str]:
 def test_a_completion_script_is_one_that_its_shell_can_read(scripts: dict[str, Path], shell: str) -> None:
     if shell == "fish" and not shutil.which("fish"):
         lines = scripts[shell].read_text().replace("\\\n", "").splitlines()
-        assert len(lines) == 9 + 3 * len(actions.ACTIONS) and all(
+        assert len(lines) == 10 + 3 * len(actions.ACTIONS) and all(
             line.startswith("complete -c vtpmctl ") for line in lines
         )
         return
@@ -274,7 +274,7 @@ def test_bash_offers_verbs_first_and_then_the_names_that_the_named_manager_has(
 ) -> None:
     bash, asked = scripts["bash"], there / "asked"
     assert completed(bash, _FAKE, "") == sorted(help.VERBS)
-    assert completed(bash, _FAKE, "sta") == ["start", "status"]
+    assert completed(bash, _FAKE, "sta") == ["standing", "start", "status"]
     assert completed(bash, _FAKE, "--json", "-m", "/run/a b", "de") == ["declare-dead", "destroy", "detach"]
     assert completed(bash, _FAKE, "fly") == []
     assert not asked.exists()
@@ -289,7 +289,7 @@ def test_bash_offers_a_name_only_where_a_verb_takes_one(scripts: dict[str, Path]
     bash = scripts["bash"]
     assert completed(bash, _FAKE, "status", "") == []
     assert completed(bash, _FAKE, "completion", "") == list(completion.SHELLS)
-    assert completed(bash, _FAKE, "--timeout", "5", "sta") == ["start", "status"]
+    assert completed(bash, _FAKE, "--timeout", "5", "sta") == ["standing", "start", "status"]
 
 
 def test_bash_offers_the_actions_of_an_offline_verb_then_roles_and_files(scripts: dict[str, Path], there: Path) -> None:
