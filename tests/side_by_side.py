@@ -2,8 +2,8 @@
 
     python -m tests.side_by_side [--report DIRECTORY] [PYTEST OPTION...]
 
-The others are two, for they mostly wait: moves between managers, and the rest. What the VMs' process and that of the
-moves say is shown when the rest has ended. Exit code: that of the first that failed.
+The others are two of about one length, for they mostly wait: moves between managers with some more, and the rest. What
+the VMs' process and that of the moves say is shown when the rest has ended. Exit code: that of the first that failed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import IO
 
 ROOT = Path(__file__).parents[1]
 VMS = "tests/system"
-MOVES = tuple(f"tests/integration/test_{each}.py" for each in ("migration", "relocation", "semantics", "tunnel"))
+_WITH_MOVES = ("evidence", "following", "hierarchies", "migration", "page", "relocation", "semantics", "tunnel")
+MOVES = tuple(f"tests/integration/test_{each}.py" for each in _WITH_MOVES)
 
 
 def main() -> int:

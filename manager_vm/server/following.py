@@ -9,6 +9,7 @@ between finds the vTPM where its VM runs.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +32,7 @@ from manager_vm.wire.ticket import Ticket
 log = logging.getLogger(__name__)
 
 _ANSWER = 60.0  # seconds: the source's manager reads the ticket
+_RECEIPT = 10.0  # seconds, from the destination's first command
 
 
 class Following:
@@ -84,16 +86,25 @@ class Following:
         data = args.get("ticket")
         if not isinstance(data, bytes):
             raise ConfigError("name a ticket")
-        ticket, contents = tickets.parse(data), self._local.manifest.contents
+        ticket = tickets.parse(data)
         if _vm(args) != ticket.vm:
             raise BoundError(f"this ticket is for VM {ticket.vm} and is not redeemed by another")
-        record = contents.vtpms.get(ticket.vtpm)
+        record = self._confirmed(ticket.vtpm)
         if record is None:
             self._pull(ticket, data)
             record = self._local.manifest.contents.vtpms[ticket.vtpm]
         elif not self._stands(ticket, record):
             raise StateError(f"this ticket of vTPM {record.name!r} is void: it has gone on since")
         return {"name": record.name, "boot": record.boot}
+
+    def _confirmed(self, uuid: str) -> VtpmRecord | None:
+        """What is here of this vTPM. One that went and is back already may have its receipt under way still."""
+        until = time.monotonic() + _RECEIPT
+        while (record := self._local.manifest.contents.vtpms.get(uuid)) is not None and record.state is State.GONE:
+            if time.monotonic() >= until:
+                raise StateError(f"vTPM {record.name!r} has gone from here and nobody has confirmed it yet: try again")
+            time.sleep(_RECEIPT / 200)
+        return record
 
     def _stands(self, ticket: Ticket, record: VtpmRecord) -> bool:
         """Whether what the ticket names is here: the park itself, or what was pulled of it."""
