@@ -108,6 +108,7 @@ def expected(lab: vms.Lab, guest: Guest, channel: str) -> Iterator[threading.Thr
     assert not thread.is_alive()
 
 
+@pytest.mark.full
 @pytest.mark.timeout(900)
 def test_a_vtpm_in_use_moves_to_another_host_and_back_and_its_guest_sees_no_error(rack: vms.Rack) -> None:
     a, b = rack.a, rack.b
