@@ -38,11 +38,21 @@ class Delay:
                 far = socket.create_connection(self._target)
             except OSError:
                 return
-            for one, other in ((near, far), (far, near)):
-                one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                pieces: queue.Queue[tuple[float, bytes]] = queue.Queue()
-                threading.Thread(target=self._read, args=(one, pieces), daemon=True).start()
-                threading.Thread(target=self._write, args=(other, pieces), daemon=True).start()
+            threading.Thread(target=self._carry, args=(near, far), daemon=True).start()
+
+    def _carry(self, near: socket.socket, far: socket.socket) -> None:
+        """One connection. Each direction ends by itself: whoever has said all may still be told something."""
+        writers = []
+        for one, other in ((near, far), (far, near)):
+            one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            pieces: queue.Queue[tuple[float, bytes]] = queue.Queue()
+            threading.Thread(target=self._read, args=(one, pieces), daemon=True).start()
+            writers.append(threading.Thread(target=self._write, args=(other, pieces), daemon=True))
+            writers[-1].start()
+        for writer in writers:
+            writer.join()
+        near.close()
+        far.close()
 
     def _read(self, one: socket.socket, pieces: queue.Queue[tuple[float, bytes]]) -> None:
         data = b"-"
@@ -59,8 +69,7 @@ class Delay:
                 due, data = pieces.get()
                 time.sleep(max(due - time.monotonic(), 0))
                 if not data:
-                    break
+                    return other.shutdown(socket.SHUT_WR)
                 other.sendall(data)
-        with suppress(OSError):
+        with suppress(OSError):  # it has gone: nobody waits for the rest
             other.shutdown(socket.SHUT_RDWR)
-        other.close()
