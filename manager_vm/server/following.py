@@ -22,7 +22,7 @@ from manager_vm.server.moving import Moving
 from manager_vm.server.peer_link import PeerLink
 from manager_vm.store import moves
 from manager_vm.store.records import VtpmRecord
-from manager_vm.vtpm import binding
+from manager_vm.vtpm import binding, snapshots
 from manager_vm.vtpm.registry import Registry
 from manager_vm.wire import ticket as tickets
 from manager_vm.wire.admin import Request
@@ -94,7 +94,7 @@ class Following:
             self._pull(ticket, data)
             record = self._local.manifest.contents.vtpms[ticket.vtpm]
         elif not self._stands(ticket, record):
-            raise StateError(f"this ticket of vTPM {record.name!r} is void: it has gone on since")
+            self._bring_back(ticket, record)
         return {"name": record.name, "boot": record.boot}
 
     def _confirmed(self, uuid: str) -> VtpmRecord | None:
@@ -111,6 +111,15 @@ class Following:
         move = moves.open_one(self._local.manifest.contents, record.uuid)
         pulled = move.pulled if move is not None and not move.out else ""
         return ticket.park in (record.ticket if record.state is State.PARKED else "", pulled)
+
+    def _bring_back(self, ticket: Ticket, record: VtpmRecord) -> None:
+        """The VM's image is older than its vTPM: that may go back, if an admin has said so."""
+        contents = self._local.manifest.contents
+        if not snapshots.is_permitted(contents, record.uuid, ticket.park):
+            known = any(each.id == ticket.park for each in snapshots.of(contents, record.uuid).kept)
+            remedy = f": 'revert {record.name} {ticket.park}' would bring that back" if known else ""
+            raise StateError(f"this ticket of vTPM {record.name!r} is void: it has gone on since{remedy}")
+        self._registry.revert(record.name, ticket.park, ticket=ticket.park)
 
     def _pull(self, ticket: Ticket, data: bytes) -> None:
         if not ticket.address:

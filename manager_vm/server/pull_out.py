@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import replace
 
-from manager_vm.errors import MigrationError, StateError, VtpmManagerError
+from manager_vm.errors import BusyError, MigrationError, StateError, VtpmManagerError
 from manager_vm.protocol import agreement, parts
 from manager_vm.protocol.agreement import Agreed
 from manager_vm.protocol.handover import SourceState
@@ -19,7 +20,7 @@ from manager_vm.server.peer_link import PeerLink, Talk
 from manager_vm.server.receipts import Proofs
 from manager_vm.store import moves
 from manager_vm.store.records import Move, VtpmRecord
-from manager_vm.vtpm import binding
+from manager_vm.vtpm import binding, snapshots
 from manager_vm.vtpm.registry import Registry
 from manager_vm.vtpm.transit import Transit
 from manager_vm.wire import features
@@ -68,7 +69,7 @@ class Giver:
         talk: Talk | None = None
         try:
             ticket = tickets.parse(pull.ticket)
-            record = self._parked(ticket)
+            record = self._named(ticket)
             here = self._local.platform.name
             statement = standing.demand_allowed(self._local.manifest.contents, record.vm, here, pull.platform)
             known()
@@ -91,6 +92,7 @@ class Giver:
         older = moves.open_one(contents, ticket.vtpm)
         if older is not None and older.out and older.pulled:
             self._ledger.give_up(older.id, Cause.POLICY.word, f"platform {pull.platform} has asked for it since")
+        self._bring_back(ticket)
         with self._transit.leaving(ticket.vtpm) as departure:
             record = self._parked(ticket)
             data, digest = departure.data, departure.digest
@@ -115,6 +117,28 @@ class Giver:
         with self._proofs.kept(agreed):
             self._ledger.offer(entry, side.key)
         return data
+
+    def _named(self, ticket: Ticket) -> VtpmRecord:
+        """The vTPM whose park the ticket names, or whose snapshot, if an admin lets it come back."""
+        if not self._comes_back(ticket):
+            return self._parked(ticket)
+        return replace(self._local.manifest.contents.vtpms[ticket.vtpm], ticket=ticket.park)
+
+    def _comes_back(self, ticket: Ticket) -> bool:
+        contents = self._local.manifest.contents
+        record = contents.vtpms.get(ticket.vtpm)
+        if record is None or record.vm != ticket.vm or record.ticket == ticket.park:
+            return False
+        return snapshots.is_permitted(contents, record.uuid, ticket.park)
+
+    def _bring_back(self, ticket: Ticket) -> None:
+        """BusyError while a VM uses it: that would find another state under it."""
+        if not self._comes_back(ticket):
+            return
+        name = self._local.manifest.contents.vtpms[ticket.vtpm].name
+        if self._registry.get(name).live:
+            raise BusyError(f"a guest is using vTPM {name!r}; end its VM before another comes back for it")
+        self._registry.revert(name, ticket.park, ticket=ticket.park)
 
     def _parked(self, ticket: Ticket) -> VtpmRecord:
         """MigrationError (replayed) unless the park that the ticket names still stands."""

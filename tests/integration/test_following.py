@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -60,8 +60,9 @@ def ordered(site: Site, *, platforms: list[str] | None = None, serial: int = 1, 
         manager.ctl("standing", "add", str(path))
 
 
-@pytest.fixture
-def hosts(make: Make) -> Iterator[Hosts]:
+@contextmanager
+def two_hosts(make: Make) -> Iterator[Hosts]:
+    """With their managers and shims, which end with the block."""
     one = make(fresh=True)
     other = one.directory.parent / "n"
     other.mkdir(mode=0o711)
@@ -75,6 +76,12 @@ def hosts(make: Make) -> Iterator[Hosts]:
         ordered(site)
         shims = [stack.enter_context(shimmed(each, "v", VM)) for each in (one, two)]
         yield Hosts(site, (shims[0], shims[1]))
+
+
+@pytest.fixture
+def hosts(make: Make) -> Iterator[Hosts]:
+    with two_hosts(make) as found:
+        yield found
 
 
 def extended(qemu: FakeQemu) -> bytes:
