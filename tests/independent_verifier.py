@@ -136,7 +136,7 @@ def replay(log: bytes) -> dict[int, bytes]:
 
 
 def verify(told: dict[str, Any], authority: Any, nonce: bytes, expected: dict[int, bytes] | None) -> None:
-    demand(told["version"] == 1 and told["kind"] in ("linked", "third-party", "platform"), "version or kind")
+    demand(told["version"] == 2 and told["kind"] in ("linked", "third-party", "platform"), "version or kind")
     demand(b64(told["nonce"]) == nonce, "nonce")
     vtpm, ek = told["vtpm"], b64(told["vtpm"]["ek"])
     demand(ek[: len(EK_P256)] == EK_P256 and len(ek) == len(EK_P256) + 68, "EK template")
