@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from manager_vm.errors import BoundError, ConfigError, RemoteProtocolError, StateError
+from manager_vm.errors import BoundError, ConfigError, MigrationError, RemoteProtocolError, StateError
 from manager_vm.protocol import agreement
 from manager_vm.protocol.handover import DestinationState
 from manager_vm.protocol.lifecycle import State
@@ -45,7 +45,7 @@ class Following:
 
     def host_link(self, others: Callable[[Request], Any]) -> Callable[[Request], Any]:
         """Who answers on the host link: these verbs, and ``others`` all other requests."""
-        verbs = {"ticket": self._ticket, "redeem": self._redeem, "ticket_void": self._void}
+        verbs = {"ticket": self._ticket, "expect": self._expect, "redeem": self._redeem, "ticket_void": self._void}
 
         def perform(request: Request) -> Any:
             own = verbs.get(request.verb)
@@ -80,6 +80,14 @@ class Following:
         if not isinstance(name, str):
             raise ConfigError("name a vTPM")
         return {"ticket": self._moving.giver.ticket(name, _vm(args), self._moving.address)}
+
+    def _expect(self, args: dict[str, Any]) -> None:
+        """The VM ``vm`` may come soon; with ``over``: it does not."""
+        vm = _vm(args)
+        if args.get("over") is True:
+            self._moving.ahead.forget(vm)
+        elif self._moving.address:  # one that does not listen takes no vTPMs
+            self._moving.ahead.expect(vm)
 
     def _redeem(self, args: dict[str, Any]) -> dict[str, Any]:
         """The VM ``vm`` has come with this ``ticket``: its vTPM is here now, and not given up where it was."""
@@ -122,6 +130,26 @@ class Following:
         self._registry.revert(record.name, ticket.park, ticket=ticket.park)
 
     def _pull(self, ticket: Ticket, data: bytes) -> None:
+        began = time.monotonic()
+        if not self._agreed_ahead(ticket, data):
+            self._ask(ticket, data)
+        took = time.monotonic() - began
+        log.info("vTPM %s: here from %s after %.2f s", ticket.name, ticket.platform, took)
+
+    def _agreed_ahead(self, ticket: Ticket, data: bytes) -> bool:
+        """Whether it has come over what was agreed on before; else it has to be asked for from the beginning."""
+        waiting = self._moving.ahead.take(ticket)
+        if waiting is None:
+            return False
+        try:
+            self._moving.show(waiting, Pull(data, self._local.platform.name, ""), ticket.park)
+        except (MigrationError, RemoteProtocolError) as error:
+            log.info("vTPM %s: what was agreed on ahead came to nothing: %s", ticket.name, error)
+            return False
+        log.info("vTPM %s: agreed on ahead", ticket.name)
+        return True
+
+    def _ask(self, ticket: Ticket, data: bytes) -> None:
         if not ticket.address:
             raise StateError("this ticket names no address: it is for the manager that gave it")
         with PeerLink.connect(ticket.address) as link:
@@ -132,9 +160,6 @@ class Following:
             if not isinstance(message, Offer):
                 raise RemoteProtocolError(f"the other end answered a ticket with {type(message).__name__}")
             self._moving.fetch(link, message, ticket.park)
-        log.info(
-            "vTPM %s: here from %s; VM %s takes it with its first command", ticket.name, ticket.platform, ticket.vm
-        )
 
     def _void(self, args: dict[str, Any]) -> None:
         """The VM that came for vTPM ``name`` has gone without a command: the vTPM is not taken from where it was."""
