@@ -7,6 +7,7 @@ import importlib
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import pytest
 from manager_vm.wire import tpm
 from tests.bench import markup, plots, stats
 from tests.bench.__main__ import BENCHMARKS
-from tests.bench.command import aims, paths, probe, report, workload
+from tests.bench.command import aims, crowd, paths, probe, report, workload
 from tests.bench.command.parts import Piece, Share
 from tests.bench.command.paths import BARE, BARE_KEY, CRB, DEV, DEV_PING, IN_MANAGER, IVSHMEM, RELAY, VIRTIO
 from tests.bench.command.result import Result
@@ -235,3 +236,25 @@ def test_the_probe_needs_only_the_standard_library() -> None:
 def test_a_benchmark_has_a_title_options_and_a_run(name: str) -> None:
     module = importlib.import_module(BENCHMARKS[name])
     assert module.TITLE and callable(module.add_arguments) and callable(module.run)
+
+
+def load(name: str, median: float, served: tuple[int, ...]) -> crowd.Load:
+    return crowd.Load(name, 2.0, median, 2 * median, 3 * median, 4 * median, (median, median), served)
+
+
+def test_fairness_is_1_where_all_were_served_alike_and_one_nth_where_one_had_all() -> None:
+    assert load(crowd.ALL, 5.0, (7, 7, 7, 7)).jain == 1.0
+    assert load(crowd.ALL, 5.0, (8, 0, 0, 0)).jain == 0.25
+    assert load(crowd.ALL, 5.0, (6, 2)).rate == 4.0
+
+
+def test_many_guests_are_compared_with_as_many_bare_swtpms_in_text_page_and_json() -> None:
+    loads = {kind: (load(crowd.ALL, us, (30, 10)),) for kind, us in ((crowd.SWTPM, 10.0), (crowd.SHIM, 45.0))}
+    crowds = tuple(crowd.Crowd(kind, 2, 0.5, (0.1, 0.2), each) for kind, each in loads.items())
+    found = replace(result(), crowds=crowds)
+    (row,) = [line for line in report.text(found).splitlines() if crowd.SHIM in line and crowd.ALL in line]
+    assert row.split()[-3:] == ["0.800", "10-30", "4.5"]
+    assert "Many guests at one QEMU shim" in report.page(found, "t", "how") and "4.5" in report.page(found, "t", "how")
+    told = json.loads(json.dumps(found.json()))["crowds"]
+    assert [(each["kind"], each["loads"][0]["jain"]) for each in told] == [(crowd.SWTPM, 0.8), (crowd.SHIM, 0.8)]
+    assert "Many guests" not in report.page(result(), "t", "how")

@@ -26,6 +26,13 @@ the report.
 For (a) and (b) client, manager and swtpm share one processor (and once more wherever Linux puts them). VMs are not
 pinned; all of them run all the time, so each is measured beside the same idle others.
 
+# Many guests
+
+Simulated QEMUs behind one QEMU shim, one carrier and one `dev` manager, beside as many bare swtpms, all driven by one
+process with the same code: GetRandom. All VMs are started, 16 at a time. Then each sends a command a second; then all
+send the next one as soon as they have an answer; then one does that beside the polite others, and what these pay is
+counted. Jain's index: 1 where all guests were served alike.
+
 # Parts
 
 - relay: a process between client and swtpm that copies bytes through shared memory and does nothing else.
@@ -38,7 +45,8 @@ pinned; all of them run all the time, so each is measured beside the same idle o
 
 - Where the processor is emulated, (d) is favoured: its swtpm is native code on the real processor, ours is emulated.
 - The guest's kernel looks at its TPM at once, then about each millisecond: times of /dev/tpm0 come in such steps.
-- One guest works at a time; nothing is said about many at once.
+- Of (a) to (d) one guest works at a time. The many guests are simulated and have no kernel between; client, shim,
+  manager and swtpms share the processors, and what the client costs (about 10 us a command) limits the bare swtpms.
 - (b) and (c) sync an NV_Write to the disk before they answer, (a) and (d) never do: those figures are no like for like.
 - Commands follow each other at once: no wake-up from deep sleep is in these figures.
 """
@@ -48,19 +56,22 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from manager_vm.errors import ConfigError
 from tests.bench import machine
-from tests.bench.command import aims, guests, host, parts, report
+from tests.bench.command import aims, crowd, guests, host, parts, report
+from tests.bench.command.crowd import Crowd
 from tests.bench.command.paths import BARE, DEV, RELAY
 from tests.bench.command.result import Result
 from tests.bench.report import Report
 from tests.bench.stats import Samples
+from tests.integration.conftest import short_directory
 from tests.system import vms
 
 TITLE = "What a TPM command costs"
+_CROWD = 8.0  # seconds for each load of many guests
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,6 +80,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--guest-rounds", type=int, default=12, metavar="N", help="rounds of (c) and (d); 0: without VMs"
     )
+    text = "how many guests at one shim, one count after the other (default: 1 10 50 200; nothing: none)"
+    parser.add_argument("--crowds", type=int, nargs="*", default=[1, 10, 50, 200], metavar="N", help=text)
 
 
 def run(args: argparse.Namespace, tell: Callable[[str], None]) -> Report:
@@ -82,8 +95,12 @@ def run(args: argparse.Namespace, tell: Callable[[str], None]) -> Report:
     if args.guest_rounds:
         with vms.short_directory() as directory:
             facts |= _in_guests(directory, args.guest_rounds, samples, tell)
+    crowds: tuple[Crowd, ...] = ()
+    if args.crowds:
+        with short_directory() as directory:
+            crowds = crowd.measure(directory, args.crowds, _CROWD, tell)
     facts["load_at_end"] = list(os.getloadavg())
-    result = _result(facts, samples, on_host)
+    result = replace(_result(facts, samples, on_host), crowds=crowds)
     return Report(result.json(), report.page(result, TITLE, __doc__ or ""), report.text(result))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from tests.bench import markup, plots
-from tests.bench.command import aims, paths
+from tests.bench.command import aims, crowd, paths
 from tests.bench.command.aims import Aim, Item
 from tests.bench.command.paths import (
     BARE,
@@ -42,6 +42,20 @@ _GROUPS = (
     ),
 )
 _HEAD = ("command", "path", "min", "p10", "median", "p90", "samples", "difference", "ratio", "rounds p10-p90")
+_CROWD_HEAD = (
+    "guests",
+    "",
+    "median",
+    "p95",
+    "p99",
+    "worst",
+    "guests' p10",
+    "p90",
+    "per second",
+    "Jain",
+    "each",
+    "ratio",
+)
 _MAIN = 3  # groups that have plots
 
 
@@ -55,6 +69,12 @@ def text(result: Result) -> str:
         lines += [f"  {_word(item.met):<7} {item.comparison.command:<12} {_shown(item)}" for item in aim.items]
         if not aim.met:
             lines += [f"  why: {line}" for line in aim.why] + [f"  to close it: {line}" for line in aim.closing]
+    if result.crowds:
+        lines += [
+            "",
+            "many guests at one QEMU shim (us, commands a second)",
+            *_columns([_CROWD_HEAD, *_crowd_rows(result)]),
+        ]
     return "\n".join(lines[1:])
 
 
@@ -63,7 +83,7 @@ def page(result: Result, title: str, method: str) -> str:
     tables = list(_tables(result))
     main = [part for heading, rows in tables[:_MAIN] if rows for part in _main_section(result, heading, rows)]
     rest = [markup.section(heading, markup.table(_HEAD, rows, 2)) for heading, rows in tables[_MAIN:] if rows]
-    parts = [*_aim_sections(result.aims), *main, *_way_sections(result), *rest]
+    parts = [*_aim_sections(result.aims), *main, *_crowd_sections(result), *_way_sections(result), *rest]
     return markup.document(title, [*parts, markup.section("Method", markup.prose(method)), _machine_section(result)])
 
 
@@ -163,6 +183,34 @@ def _way_sections(result: Result) -> Iterator[str]:
     drawn = [plots.stacked("GetRandom on one processor", bars), markup.table(head, rows, 2)]
     yield markup.section("Who uses the processor: (a), relay, (b)", markup.paragraph(note), *drawn)
     yield markup.section("Pieces of the way of (b)", *_pieces(result))
+
+
+def _crowd_rows(result: Result) -> list[list[str]]:
+    """Each load of many guests; the ratio is to bare swtpms under the same load."""
+    bare = {each.guests: each for each in result.crowds if each.kind == crowd.SWTPM}
+    rows = []
+    for each in result.crowds:
+        for load in each.loads:
+            ratio = "" if each.kind == crowd.SWTPM else f"{load.median / bare[each.guests].load(load.name).median:.1f}"
+            figures = [number_text(value) for value in (load.median, load.p95, load.p99, load.worst, *load.medians)]
+            shares = [f"{load.rate:.0f}", f"{load.jain:.3f}", f"{min(load.served)}-{max(load.served)}"]
+            rows.append([f"{each.guests}, {load.name}", each.kind, *figures, *shares, ratio])
+    return rows
+
+
+def _crowd_sections(result: Result) -> Iterator[str]:
+    if not result.crowds:
+        return
+    note = (
+        "Of the load with one greedy guest the latencies are those of the polite ones, and Jain's index, like the "
+        "commands of each guest, is of all. Ratio: of the medians, to as many bare swtpms."
+    )
+    started = [
+        [str(e.guests), e.kind, f"{e.boot:.2f}", f"{e.boots[0]:.3f}", f"{e.boots[1]:.3f}"] for e in result.crowds
+    ]
+    head = ("guests", "", "seconds until all TPMs were on", "one, median", "one, worst")
+    table = markup.table(_CROWD_HEAD, _crowd_rows(result), 2)
+    yield markup.section("Many guests at one QEMU shim", markup.paragraph(note), table, markup.table(head, started, 2))
 
 
 def _guest_bars(result: Result, command: str) -> Iterator[Bar]:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 
 from tests.bench import stats
 from tests.bench.command.aims import Aim
+from tests.bench.command.crowd import Crowd
 from tests.bench.command.parts import Piece, Share
 from tests.bench.command.paths import BARE, BARE_FREE, CRB, DEV, DEV_FREE, IVSHMEM, RELAY, VIRTIO
 from tests.bench.stats import Comparison, Series
@@ -25,6 +26,7 @@ class Result:
     pieces: tuple[Piece, ...]
     sync: float
     aims: tuple[Aim, ...]
+    crowds: tuple[Crowd, ...] = ()
 
     def measured(self, path: str) -> list[Series]:
         """All commands of one path."""
@@ -43,7 +45,12 @@ class Result:
             "pieces": [asdict(each) for each in self.pieces],
             "sync": self.sync,
             "aims": [asdict(each) | {"met": each.met} for each in self.aims],
+            "crowds": [_crowd(each) for each in self.crowds],
         }
+
+
+def _crowd(crowd: Crowd) -> dict[str, object]:
+    return {**asdict(crowd), "loads": [{**asdict(e), "jain": e.jain, "rate": e.rate} for e in crowd.loads]}
 
 
 def comparisons(series: Sequence[Series]) -> list[Comparison]:
