@@ -100,10 +100,17 @@ class Moving:
         What was pulled and not asked for stays with who has it: behind a restart nobody could tell whether it served.
         """
         for move in self._ledger.open():
-            if not move.out and move.pulled and move.state == DestinationState.PREPARED:
+            if not move.out and move.pulled and move.state == DestinationState.PREPARED and self.surely_unused(move):
                 with suppress(VtpmManagerError):
                     self._ledger.give_up(move.id, "", "the manager ends; its VM's host asks for it again")
         self._tasks.close()
+
+    def surely_unused(self, move: Move) -> bool:
+        """Whether a vTPM that is PREPARED has executed nothing here: the process that waits is of this start.
+
+        Of an earlier one nobody can tell: its COMMIT lay in a file, which whoever has the disk can take away.
+        """
+        return self._registry.get(move.name).run is not None
 
     def migrate(self, args: dict[str, Any]) -> dict[str, Any]:
         """Move vTPM ``name`` by ``order`` to the manager at ``to``; ``dry_run``: all but the move itself.
