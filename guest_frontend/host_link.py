@@ -83,6 +83,10 @@ class HostLink:
             return True
         return bool(found["ticket"]) or found["state"] == State.ARRIVING
 
+    def expect(self, limit: float, *, over: bool = False) -> None:
+        """The VM may come with a ticket soon: managers agree beforehand; ``over``: it does not come."""
+        self._call("expect", {"vm": self._vm, "over": over}, time.monotonic() + limit)
+
     @property
     def names_vm(self) -> bool:
         """Whether it is known whose vTPM this is."""

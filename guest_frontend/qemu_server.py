@@ -160,6 +160,8 @@ class Server:
     def _drop(self) -> None:
         client, self._client = self._client, None
         self._power_off()
+        if self._session.waiting:
+            self._told("the manager goes on waiting for this VM", lambda: self._host.expect(_NAME_LIMIT, over=True))
         if self._session.arrived and not self._session.used:  # it has never begun to run here
             self._told("the vTPM that came waits on", lambda: self._host.void(_NAME_LIMIT))
         self._session = Session()
@@ -195,6 +197,7 @@ class Server:
             self._power_off()
         match effect:
             case PowerOn() if self._may_come():
+                self._told("nothing is agreed on before the VM comes", lambda: self._host.expect(_NAME_LIMIT))
                 return self._session.waits()
             case PowerOn():
                 return self._session.powered(self._power_on())

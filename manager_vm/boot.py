@@ -65,6 +65,7 @@ class Opened:
     journal: Journal
     registry: Registry
     transit: Transit
+    disk: Disk
 
 
 class Ground:
@@ -139,7 +140,7 @@ def open_manager(ground: Ground, store: Store) -> Opened:
         patience=_PATIENCE,
     )
     registry.recover()
-    return Opened(journal, registry, Transit(manifest, registry, disk))
+    return Opened(journal, registry, Transit(manifest, registry, disk), disk)
 
 
 def _settle(state: Path, store: Store) -> None:
@@ -167,7 +168,8 @@ def _check_programs(config: Config) -> tuple[dict[str, str], list[str]]:
 
 
 def _make_directories(config: Config) -> None:
-    for path in (config.run_dir, config.state_dir, config.state_dir / "blobs", config.state_dir / "runs"):
+    parts = [config.state_dir / name for name in ("blobs", "runs", "snapshots")]
+    for path in (config.run_dir, config.state_dir, *parts):
         with atomic.store_errors(f"create {path}"):
             ours = not path.exists() or path != config.run_dir
             path.mkdir(parents=True, exist_ok=True)
@@ -205,4 +207,4 @@ def _disk(config: Config) -> Disk:
         memory_mib=config.vtpm_memory_mib,
         own_uids=_own_uids(config),
     )
-    return Disk(config.state_dir / "blobs", launcher)
+    return Disk(config.state_dir / "blobs", launcher, config.state_dir / "snapshots", config.snapshots)

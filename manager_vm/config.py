@@ -21,7 +21,8 @@ class Config:
     every wired vTPM itself. ``authority_dir``: an authority of this machine, made if there is none, that the manager
     takes as its own when it has none (``dev``). ``migration``: "HOST:PORT" where other managers reach
     this one and bring vTPMs, "" = nowhere (port 0: a free one, which ``status`` shows). ``shims``: the carrier that the
-    guests of QEMU shims share, a channel, "" = none. ``hwtpm``: the hardware TPM,
+    guests of QEMU shims share, a channel, "" = none. ``snapshots``: how many a vTPM may keep; 0: there is no
+    way back to an earlier state of one on this manager. ``hwtpm``: the hardware TPM,
     ``device:PATH``, or ``swtpm:DIR`` for ``dev``'s stand-in.
     """
 
@@ -40,6 +41,7 @@ class Config:
     authority_dir: Path | None = None
     migration: str = ""
     shims: str = ""
+    snapshots: int = 8
 
 
 def load(path: Path) -> Config:

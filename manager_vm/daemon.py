@@ -29,6 +29,7 @@ from manager_vm.server.reception import Provisioning, Reception, Recovering
 from manager_vm.server.relocate_in import Receiver
 from manager_vm.server.relocate_out import Traveller
 from manager_vm.server.relocating import Departed, Idle, Relocating, Serving
+from manager_vm.server.snapshots import Snapshots
 from manager_vm.server.verbs import HOST, Verbs, set_up_card
 from manager_vm.server.wanted import Wanted
 from manager_vm.server.watch import Watch
@@ -95,7 +96,8 @@ def _started(ground: boot.Ground, store: boot.Store, tasks: ExitStack) -> tuple[
     host_link = open_link(config.host_link, _guarded(asked))
     tasks.callback(host_link.close)
     certifier = Certifier(manifest, registry, store.hardware, config.command_deadline)
-    desk = Desk(manifest, store.images, opened.journal, verbs, store.enrolment, certifier, moving)
+    snapshots = Snapshots(manifest, registry, opened.disk)
+    desk = Desk(manifest, store.images, opened.journal, verbs, store.enrolment, certifier, moving, snapshots)
     admin_link = open_link(config.admin, _guarded(desk.perform))
     tasks.callback(admin_link.close)
     tasks.callback(moving.interrupt)

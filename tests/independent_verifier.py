@@ -136,7 +136,7 @@ def replay(log: bytes) -> dict[int, bytes]:
 
 
 def verify(told: dict[str, Any], authority: Any, nonce: bytes, expected: dict[int, bytes] | None) -> None:
-    demand(told["version"] == 1 and told["kind"] in ("linked", "third-party", "platform"), "version or kind")
+    demand(told["version"] == 2 and told["kind"] in ("linked", "third-party", "platform"), "version or kind")
     demand(b64(told["nonce"]) == nonce, "nonce")
     vtpm, ek = told["vtpm"], b64(told["vtpm"]["ek"])
     demand(ek[: len(EK_P256)] == EK_P256 and len(ek) == len(EK_P256) + 68, "EK template")
@@ -147,8 +147,9 @@ def verify(told: dict[str, Any], authority: Any, nonce: bytes, expected: dict[in
         demand(ca.extensions.get_extension_for_class(x509.BasicConstraints).value.ca, "EK CA")
         demand(certificate.public_key() == public_point(ek[-68:]), "EK certificate's key")
     ek_name = b"\0\x0b" + sha(ek)
-    history = vtpm["generation"].to_bytes(8, "big") + vtpm["recovered"].to_bytes(4, "big")
-    binding = sha(b"vtpm-manager platform quote 1\0", sized(ek_name), history, sized(nonce))
+    counts = [vtpm[name].to_bytes(4, "big") for name in ("recovered", "reverted", "snapshots")]
+    history = vtpm["generation"].to_bytes(8, "big") + b"".join(counts)
+    binding = sha(b"vtpm-manager platform quote 2\0", sized(ek_name), history, sized(nonce))
     if told["kind"] != "platform":
         area, quote, signature = (b64(vtpm[name]) for name in ("ak", "quote", "signature"))
         attributes, key = public(area)
@@ -159,7 +160,7 @@ def verify(told: dict[str, Any], authority: Any, nonce: bytes, expected: dict[in
         data = b"".join(b64(vtpm["pcrs"][bank][str(pcr)]) for bank, pcrs in values.items() for pcr in pcrs)
         demand(hashlib.new(HASHES[int.from_bytes(signature[2:4])], data).digest() == digest, "vTPM's PCR values")
         names = sized(ek_name) + history + sized(b"\0\x0b" + sha(area))
-        binding = sha(b"vtpm-manager linked quote 1\0", names, sha(quote), sized(nonce))
+        binding = sha(b"vtpm-manager linked quote 2\0", names, sha(quote), sized(nonce))
     chain = [x509.load_der_x509_certificate(b64(each)) for each in told["voucher"]["chain"]]
     for each, der in zip(chain, map(b64, told["voucher"]["chain"]), strict=True):
         authority.verify(each.signature, each.tbs_certificate_bytes, ec.ECDSA(hashes.SHA256()))

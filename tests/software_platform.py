@@ -17,7 +17,7 @@ from manager_vm.keys.ek_ca import EkCa
 from manager_vm.keys.evidence import Subject
 from manager_vm.keys.hwtpm.attest import Signed
 from manager_vm.trust import approval, attestation_ca, bundle, linked, pcrs, platform, policy, templates, tpm_structures
-from manager_vm.trust.bundle import Bundle
+from manager_vm.trust.bundle import Bundle, History
 from manager_vm.trust.linked import Demand
 from manager_vm.trust.signing import SigningKey
 from manager_vm.wire.quote import QuoteBegin
@@ -66,7 +66,7 @@ class SoftwareVtpm:
         key = ec.generate_private_key(ec.SECP256R1())
         area = templates.template("ecc-p256").public[:-68] + _point(key)
         names = {"ecc-p256": policy.name(area)}
-        self.subject = Subject(uuid, names, {"ecc-p256": ca.issue(key.public_key())}, ca.certificate)
+        self.subject = Subject(uuid, names, {"ecc-p256": ca.issue(key.public_key())}, ca.certificate, History())
         self.ak = SoftwareAk(attributes)
         self.pcrs = {pcr: bytes([pcr]) * 32 for pcr in range(4)}
 

@@ -20,6 +20,7 @@ from manager_vm.ctl import (
     platforms,
     recovery,
     relocation,
+    snapshots,
     standing,
     wiring,
 )
@@ -46,6 +47,8 @@ NAMED = [
     "resume-guest",
     "abort",
     "declare-dead",
+    "snapshots",
+    "revert",
 ]
 
 
@@ -119,6 +122,7 @@ def _add_arguments(verbs: dict[str, argparse.ArgumentParser]) -> None:
     migration.add_arguments(verbs)
     relocation.add_arguments(verbs["relocate"])
     standing.add_arguments(verbs["standing"])
+    snapshots.add_arguments(verbs)
     wiring.add_arguments(verbs)
     audit.add_arguments(verbs["audit"])
     evidence.add_arguments(verbs)

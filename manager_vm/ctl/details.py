@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from manager_vm.ctl import help_migration, help_recovery, help_relocation, help_wiring
+from manager_vm.ctl import help_following, help_migration, help_recovery, help_relocation, help_wiring
 
 TENANTS = {
     "group": """\
@@ -43,6 +43,7 @@ examples:
 DETAILS = (
     help_migration.DETAILS
     | help_relocation.DETAILS
+    | help_following.DETAILS
     | help_wiring.DETAILS
     | help_recovery.DETAILS
     | TENANTS

@@ -61,6 +61,8 @@ VERBS = {
     "receipt": "[signed] what proves a move to others: order, both platforms' evidence, both sides' signed words",
     "verify-receipt": "[offline] verify a receipt of 'receipt'",
     "standing": "[signed] between which platforms a VM that its hypervisor moves takes its vTPM along: add, list",
+    "snapshots": "[signed] earlier states of a vTPM that are kept for saved images of its VM: how many, which",
+    "revert": "[signed] let a VM come back with an older saved image: its vTPM goes back, once; a rollback",
     "relocate": "[host link] move the whole manager to another host, with its VM; take one; come back",
     "abort": "[signed] give up a move that has not come to its point of no return",
     "declare-dead": "[signed] take a vTPM back from a destination that will never answer",

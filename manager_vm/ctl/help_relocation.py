@@ -29,15 +29,4 @@ examples:
   vtpmctl -m /srv/a relocate --to 10.0.0.7:7412 --receiver 10.77.0.2:7411 --method precopy --order order.json
   vtpmctl -m /srv/a relocate --to /srv/b --method precopy        two hosts of one machine
 """,
-    "standing": """\
-A VM that its hypervisor moves by itself (QEMU, libvirt) takes its vTPM along by PULL: the
-vTPM must belong to that VM ('create --vm', 'bind'), its guest be served by the QEMU shim,
-and both managers have a standing order of the VM: 'add FILE.json' of 'authority
-standing'. A newer one replaces it; one without platforms revokes it.
-
-examples:
-  vtpmctl authority standing authority --vm 0d2c... --platform rack1 rack2 --serial 1 --out web.json
-  vtpmctl standing add web.json
-  vtpmctl standing list
-""",
 }

@@ -26,6 +26,7 @@ from manager_vm.ctl import (
     platforms,
     recovery,
     relocation,
+    snapshots,
     standing,
     wiring,
 )
@@ -125,6 +126,12 @@ def _release(args: Args) -> None:
         what = f"of {args.name!r} this gives up {lost[args.discard]}"
         _confirm(args, what, f"Give up {lost[args.discard]}, of vTPM {args.name!r}?")
     _show(args, _call(args, "release", name=args.name, discard=args.discard))
+
+
+def _revert(args: Args) -> None:
+    what = f"what {args.name!r} has become since is lost"
+    _confirm(args, what, f"Let vTPM {args.name!r} go back to an earlier state?")
+    snapshots.show(args, _call(args, "revert", name=args.name, snapshot=args.snapshot, now=args.now))
 
 
 def _declare_dead(args: Args) -> None:
@@ -229,6 +236,8 @@ _HANDLERS: dict[str, Callable[[Args], int | None]] = {
     "evacuate": lambda args: migration.evacuate(args, _call),
     "migrations": lambda args: migration.migrations(args, _call),
     "standing": lambda args: standing.standing(args, _call),
+    "snapshots": lambda args: snapshots.snapshots(args, _call),
+    "revert": _revert,
     "relocate": lambda args: relocation.relocate(args, _call),
     "receipt": lambda args: evidence.receipt(args, _call),
     "verify-receipt": evidence.verify_receipt,

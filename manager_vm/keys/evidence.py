@@ -23,7 +23,7 @@ from manager_vm.keys.hwtpm.auths import Authorizations
 from manager_vm.keys.hwtpm.connection import Connection
 from manager_vm.store.manifest import Manifest
 from manager_vm.trust import bundle, linked, policy, templates
-from manager_vm.trust.bundle import Bundle, Host, Kind, Vtpm, VtpmQuote
+from manager_vm.trust.bundle import Bundle, History, Host, Kind, Vtpm, VtpmQuote
 from manager_vm.wire.quote import MAX_EVIDENCE, NONCE_SIZES, QuoteBegin, Refusal
 
 _EK_KIND = "ecc-p256"
@@ -57,17 +57,13 @@ class Voucher(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A vTPM as its record has it. ``ca``: the certificate (DER) of who has certified its EKs.
-
-    ``recovered``: how many recoveries it went through.
-    """
+    """A vTPM as its record has it. ``ca``: the certificate (DER) of who has certified its EKs."""
 
     uuid: str
     ek_names: Mapping[str, bytes]
     certificates: Mapping[str, bytes]
     ca: bytes
-    generation: int = 1
-    recovered: int = 0
+    history: History
 
 
 class HardwareVoucher:
@@ -192,7 +188,7 @@ def _vtpm(subject: Subject) -> Vtpm:
         raise NoEvidenceError(
             "this vTPM has no recorded EK of the kind P-256; nothing can be said of it", Refusal.NO_EK
         )
-    return Vtpm(ek_public(certificate, name), certificate, subject.ca, subject.generation, subject.recovered)
+    return Vtpm(ek_public(certificate, name), certificate, subject.ca, subject.history)
 
 
 def ek_public(certificate: bytes, name: bytes) -> bytes:

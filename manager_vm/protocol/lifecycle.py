@@ -43,6 +43,7 @@ class Event(StrEnum):
     ARRIVED = "take over"
     ARRIVED_DEAD = "take over, dead"  # its first process here died with the manager
     TURNED_AWAY = "turn away"
+    REVERT = "revert"  # back to a snapshot, which an admin has permitted
 
 
 TRANSITIONS: dict[tuple[State, Event], State | None] = {
@@ -61,6 +62,10 @@ TRANSITIONS: dict[tuple[State, Event], State | None] = {
     (State.FAILED, Event.POWER_ON): State.RUNNING,
     (State.FAILED, Event.DAMAGED): State.QUARANTINED,
     (State.FAILED, Event.DESTROY): None,
+    (State.OFF, Event.REVERT): State.PARKED,
+    (State.PARKED, Event.REVERT): State.PARKED,
+    (State.RUNNING, Event.REVERT): State.PARKED,
+    (State.FAILED, Event.REVERT): State.PARKED,
     (State.OFF, Event.LEAVE): State.GONE,
     (State.PARKED, Event.LEAVE): State.GONE,
     (State.RUNNING, Event.LEAVE): State.GONE,

@@ -20,17 +20,18 @@ _MOVES, _OF_ONE = 4, 2  # at once; of one source
 
 
 class Room:
-    """Who is counted where; MigrationError (busy) for who is one too many."""
+    """Who is counted where; MigrationError (busy) for who is one too many: of all, and of one source."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = _MOVES, of_one: int = _OF_ONE) -> None:
+        self._most = most
+        self._of_one = of_one
         self._lock = threading.Lock()
         self._sources: Counter[str] = Counter()
-        self.turn = threading.Lock()  # at the hardware TPM
 
     def enter(self, source: str) -> None:
         """A move of this source begins."""
         with self._lock:
-            if self._sources.total() >= _MOVES or self._sources[source] >= _OF_ONE:
+            if self._sources.total() >= self._most or self._sources[source] >= self._of_one:
                 raise MigrationError("too many moves to this manager at once; try again", Cause.BUSY.word)
             self._sources[source] += 1
 
@@ -43,8 +44,8 @@ class Room:
 class Incoming(Entrance):
     """``protocol.agreement.Destination``: what this manager decides about an offer."""
 
-    def __init__(self, local: Local, room: Room, held: ExitStack) -> None:
-        super().__init__(local, room.turn)
+    def __init__(self, local: Local, room: Room, turn: threading.Lock, held: ExitStack) -> None:
+        super().__init__(local, turn)
         self.order: Order | None = None
         self.name = ""
         self._room = room

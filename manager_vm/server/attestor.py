@@ -13,6 +13,7 @@ from manager_vm.keys import evidence
 from manager_vm.keys.evidence import Subject, Voucher
 from manager_vm.protocol.limit import Limit
 from manager_vm.store.manifest import Manifest
+from manager_vm.trust.bundle import History
 from manager_vm.vtpm.registry import Registry
 from manager_vm.wire.quote import QuoteBegin, QuoteRefused, Refusal
 
@@ -89,8 +90,8 @@ class Attestor:
     def _subject(self, name: str, group: str | None = None) -> Subject:
         record = self._registry.record(name, group)
         ca = self._manifest.contents.issuer(record)
-        history = (record.generation, len(record.recovered))
-        return Subject(record.uuid, record.ek_names, record.certificates, ca, *history)
+        history = History(record.generation, len(record.recovered), record.reverted, record.keep)
+        return Subject(record.uuid, record.ek_names, record.certificates, ca, history)
 
 
 def refusal(question: QuoteBegin, error: VtpmManagerError) -> QuoteRefused:

@@ -19,6 +19,7 @@ from manager_vm.server import groups, provision, recovery, relocate_rules, stand
 from manager_vm.server.certify import Certifier
 from manager_vm.server.journal import Journal
 from manager_vm.server.moving import Moving
+from manager_vm.server.snapshots import Snapshots
 from manager_vm.server.verbs import ADMIN, Verbs
 from manager_vm.store.manifest import Manifest
 from manager_vm.trust import request, roster, rules
@@ -44,6 +45,7 @@ class Desk:
         enrolment: Enrolment,
         certifier: Certifier,
         moving: Moving,
+        snapshots: Snapshots,
     ) -> None:
         self._manifest = manifest
         self._images = images
@@ -52,6 +54,7 @@ class Desk:
         self._enrolment = enrolment
         self._certifier = certifier
         self._moving = moving
+        self._snapshots = snapshots
         self._nonces = Nonces()
         self._lock = threading.Lock()  # of the nonces
 
@@ -266,6 +269,10 @@ OWN: dict[str, Callable[[Desk, dict[str, Any]], Any]] = {
     "receipt": lambda desk, args: desk._moving.receipt(args),
     "abort": lambda desk, args: desk._moving.abort(args),
     "declare_dead": lambda desk, args: desk._moving.declare_dead(args),
+    "snapshots": lambda desk, args: desk._snapshots.listed(args),
+    "snapshots_keep": lambda desk, args: desk._snapshots.keep(args),
+    "snapshot_drop": lambda desk, args: desk._snapshots.drop(args),
+    "revert": lambda desk, args: desk._snapshots.revert(args),
     "recovery": Desk.recovery,
     "recovery_set": Desk.recovery_set,
     "recovery_off": Desk.recovery_off,

@@ -23,7 +23,7 @@ from manager_vm.server.moving import Moving
 from manager_vm.server.peer_link import PeerLink
 from manager_vm.store import moves
 from manager_vm.store.records import VtpmRecord
-from manager_vm.vtpm import binding
+from manager_vm.vtpm import binding, snapshots
 from manager_vm.vtpm.registry import Registry
 from manager_vm.wire import ticket as tickets
 from manager_vm.wire.admin import Request
@@ -46,7 +46,7 @@ class Following:
 
     def host_link(self, others: Callable[[Request], Any]) -> Callable[[Request], Any]:
         """Who answers on the host link: these verbs, and ``others`` all other requests."""
-        verbs = {"ticket": self._ticket, "redeem": self._redeem, "ticket_void": self._void}
+        verbs = {"ticket": self._ticket, "expect": self._expect, "redeem": self._redeem, "ticket_void": self._void}
 
         def perform(request: Request) -> Any:
             own = verbs.get(request.verb)
@@ -82,6 +82,14 @@ class Following:
             raise ConfigError("name a vTPM")
         return {"ticket": self._moving.giver.ticket(name, _vm(args), self._moving.address)}
 
+    def _expect(self, args: dict[str, Any]) -> None:
+        """The VM ``vm`` may come soon; with ``over``: it does not."""
+        vm = _vm(args)
+        if args.get("over") is True:
+            self._moving.ahead.forget(vm)
+        elif self._moving.address:  # one that does not listen takes no vTPMs
+            self._moving.ahead.expect(vm)
+
     def _redeem(self, args: dict[str, Any]) -> dict[str, Any]:
         """The VM ``vm`` has come with this ``ticket``: its vTPM is here now, and not given up where it was."""
         data = args.get("ticket")
@@ -95,7 +103,7 @@ class Following:
             self._pull(ticket, data)
             record = self._local.manifest.contents.vtpms[ticket.vtpm]
         elif not self._stands(ticket, record):
-            raise StateError(f"this ticket of vTPM {record.name!r} is void: it has gone on since")
+            self._bring_back(ticket, record)
         return {"name": record.name, "boot": record.boot}
 
     def _confirmed(self, uuid: str) -> VtpmRecord | None:
@@ -113,7 +121,36 @@ class Following:
         pulled = move.pulled if move is not None and not move.out else ""
         return ticket.park in (record.ticket if record.state is State.PARKED else "", pulled)
 
+    def _bring_back(self, ticket: Ticket, record: VtpmRecord) -> None:
+        """The VM's image is older than its vTPM: that may go back, if an admin has said so."""
+        contents = self._local.manifest.contents
+        if not snapshots.is_permitted(contents, record.uuid, ticket.park):
+            known = any(each.id == ticket.park for each in snapshots.of(contents, record.uuid).kept)
+            remedy = f": 'revert {record.name} {ticket.park}' would bring that back" if known else ""
+            raise StateError(f"this ticket of vTPM {record.name!r} is void: it has gone on since{remedy}")
+        self._registry.revert(record.name, ticket.park, ticket=ticket.park)
+
     def _pull(self, ticket: Ticket, data: bytes) -> None:
+        began = time.monotonic()
+        if not self._agreed_ahead(ticket, data):
+            self._ask(ticket, data)
+        took = time.monotonic() - began
+        log.info("vTPM %s: here from %s after %.2f s", ticket.name, ticket.platform, took)
+
+    def _agreed_ahead(self, ticket: Ticket, data: bytes) -> bool:
+        """Whether it has come over what was agreed on before; else it has to be asked for from the beginning."""
+        waiting = self._moving.ahead.take(ticket)
+        if waiting is None:
+            return False
+        try:
+            self._moving.show(waiting, Pull(data, self._local.platform.name, ""), ticket.park)
+        except (MigrationError, RemoteProtocolError) as error:
+            log.info("vTPM %s: what was agreed on ahead came to nothing: %s", ticket.name, error)
+            return False
+        log.info("vTPM %s: agreed on ahead", ticket.name)
+        return True
+
+    def _ask(self, ticket: Ticket, data: bytes) -> None:
         if not ticket.address:
             raise StateError("this ticket names no address: it is for the manager that gave it")
         with PeerLink.connect(ticket.address) as link:
@@ -124,9 +161,6 @@ class Following:
             if not isinstance(message, Offer):
                 raise RemoteProtocolError(f"the other end answered a ticket with {type(message).__name__}")
             self._moving.fetch(link, message, ticket.park)
-        log.info(
-            "vTPM %s: here from %s; VM %s takes it with its first command", ticket.name, ticket.platform, ticket.vm
-        )
 
     def _void(self, args: dict[str, Any]) -> None:
         """The VM that came for vTPM ``name`` has gone without a command: the vTPM is not taken from where it was."""

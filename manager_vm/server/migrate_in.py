@@ -12,83 +12,50 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import replace
 
-from manager_vm import crypto
-from manager_vm.errors import (
-    BusyError,
-    ConfigError,
-    MigrationError,
-    RemoteProtocolError,
-    StoreError,
-    VtpmManagerError,
-)
-from manager_vm.protocol import agreement
-from manager_vm.protocol.agreement import Agreed
-from manager_vm.protocol.handover import DestinationState
-from manager_vm.protocol.parts import Assembly
+from manager_vm.errors import ConfigError, MigrationError, RemoteProtocolError, VtpmManagerError
 from manager_vm.server import guest_tunnel, peer_link
-from manager_vm.server import ledger as ledgers
-from manager_vm.server.admission import Incoming, Room
 from manager_vm.server.guest_tunnel import Tunnels
 from manager_vm.server.ledger import Ledger
-from manager_vm.server.move_rules import Local
 from manager_vm.server.peer_link import PeerLink, Talk
-from manager_vm.server.receipts import Proofs
-from manager_vm.store import final_state
-from manager_vm.store.final_state import FinalState
+from manager_vm.server.taking import Taking
 from manager_vm.store.records import Move
 from manager_vm.trust import relocation, standing
-from manager_vm.vtpm.transit import Arrival, Transit
-from manager_vm.wire.migration import (
-    Cause,
-    Handover,
-    Offer,
-    Pull,
-    Ready,
-    StatePart,
-)
+from manager_vm.wire.migration import Ahead, Cause, Handover, Offer, Pull
 
 log = logging.getLogger(__name__)
 
 _STRANGERS, _OF_ONE_HOST = 32, 8  # connections without a verified order, of all and of one address
 _GREETING = 5.0  # seconds for the first message
-_CONFIRM = 60.0
-_STATE = 60.0
 _COMMIT = 60.0
 
 Relocations = Callable[[PeerLink, Offer, Callable[[], None]], None]
-Pulls = Callable[[PeerLink, Pull, Callable[[], None]], None]
+Pulls = Callable[[PeerLink, Pull | Ahead, Callable[[], None]], None]
 
 
 class Receiver:
     """The listener. ``arrived`` is told the name of each vTPM that is PREPARED: somebody may want to wire it.
 
     ``relocations`` gets what a whole manager that wants to come here says, ``tunnels`` what is for a guest's memory,
-    ``pulls`` what somebody with a ticket says.
+    ``pulls`` what somebody says who has a ticket, or will have one.
     """
 
     def __init__(
         self,
-        local: Local,
-        transit: Transit,
+        taking: Taking,
         ledger: Ledger,
-        proofs: Proofs,
         where: str,
         arrived: Callable[[str], None],
         relocations: Relocations,
         tunnels: Tunnels,
         pulls: Pulls,
     ) -> None:
-        self._local = local
-        self._transit = transit
+        self._taking = taking
         self._ledger = ledger
-        self._proofs = proofs
         self._arrived = arrived
         self._relocations = relocations
         self._tunnels = tunnels
         self._pulls = pulls
-        self._room = Room()
         self._strangers: Counter[str] = Counter()
         self._connections: dict[socket.socket, threading.Thread] = {}
         self._lock = threading.Lock()
@@ -164,13 +131,13 @@ class Receiver:
         message = link.receive(_GREETING)
         if isinstance(message, Handover):
             self._words(link, message)
-        elif isinstance(message, Pull):
+        elif isinstance(message, Pull | Ahead):
             self._pulls(link, message, stranger.close)
         elif isinstance(message, Offer) and relocation.is_order(message.order):
             self._relocations(link, message, stranger.close)
         elif isinstance(message, Offer) and guest_tunnel.is_asked(message):
             with ExitStack() as held:
-                self._tunnels.answer(Incoming(self._local, self._room, held), link, message, stranger.close)
+                self._tunnels.answer(self._taking.incoming(held), link, message, stranger.close)
         elif isinstance(message, Offer):
             self._offered(link, message, stranger)
         else:
@@ -190,40 +157,10 @@ class Receiver:
         if standing.is_standing(offer.order):
             raise MigrationError("nobody here has asked for the vTPM of this standing order", Cause.ORDER.word)
         with ExitStack() as held:
-            side = Incoming(self._local, self._room, held)
-            talk, move, prepared = self._taken(link, offer, side, stranger.close)
-            talk.say(prepared)
-            self._await_commit(talk, move)
-
-    def fetch(self, link: PeerLink, offer: Offer, park: str) -> None:
-        """What somebody offers to whom we have shown a ticket of this park: PREPARED, and nobody is told yet."""
-        with ExitStack() as held:
-            self._taken(link, offer, Incoming(self._local, self._room, held), lambda: None, park)
-
-    def _taken(
-        self, link: PeerLink, offer: Offer, side: Incoming, known: Callable[[], None], park: str = ""
-    ) -> tuple[Talk, Move, Handover]:
-        talk: Talk | None = None
-        try:
-            agreed = link.converse(agreement.noting(agreement.accept(side, offer), known), _CONFIRM)
-            talk = Talk(link, agreed.session)
-            with self._proofs.kept(agreed), self._transit.arriving(side.name) as arrival:
-                move, prepared = self._receive(talk, side, agreed, arrival, park)
-        except VtpmManagerError as error:
-            (talk or link).refuse(offer.move, _told(error))
-            raise
-        return talk, move, prepared
-
-    def _receive(
-        self, talk: Talk, side: Incoming, agreed: Agreed, arrival: Arrival, park: str
-    ) -> tuple[Move, Handover]:
-        talk.say(Ready())
-        assembly, data = Assembly(), None
-        while data is None:
-            data = assembly.add(talk.expect(StatePart, _STATE))
-        final = final_state.unpack(data)
-        move = replace(_move(side, agreed, final, crypto.digest(data)), pulled=park)
-        return move, self._ledger.prepare(move, side.key, arrival, final)
+            coming = self._taking.agree(link, offer, held, stranger.close)
+            move, prepared = self._taking.receive(coming)
+            coming.talk.say(prepared)
+            self._await_commit(coming.talk, move)
 
     def _await_commit(self, talk: Talk, move: Move) -> None:
         """What does not come now comes later, over another connection: the move is durable."""
@@ -235,39 +172,6 @@ class Receiver:
                 talk.say(answer)
         finally:
             wired.join()
-
-
-def _move(side: Incoming, agreed: Agreed, final: FinalState, digest: bytes) -> Move:
-    order, found = side.order, side.peer
-    assert order is not None and found is not None  # the conversation has verified both
-    if (final.uuid, final.group, final.name) != (order.vtpm, order.group, side.name) or order.vm not in ("", final.vm):
-        raise MigrationError("the state that came is not that of the vTPM in the order", Cause.ORDER.word)
-    return Move(
-        id=agreed.offer.move.hex(),
-        out=False,
-        state=str(DestinationState.PREPARED),
-        vtpm=final.uuid,
-        name=final.name,
-        group=final.group,
-        generation=order.generation + 1,
-        peer=found.platform.name,
-        address=agreed.offer.listens,
-        transcript=agreed.session.transcript,
-        peer_key=agreed.offer.move_key,
-        peer_ak=found.platform.ak.name,
-        order=order.digest,
-        started=ledgers.now(),
-        digest=digest,
-    )
-
-
-def _told(error: VtpmManagerError) -> VtpmManagerError:
-    """Where there is no room it is nobody's fault."""
-    if isinstance(error, BusyError | ConfigError):
-        return MigrationError(str(error), Cause.POLICY.word)
-    if isinstance(error, StoreError):
-        return MigrationError("the destination's disk has no room, or cannot be written", Cause.FAULT.word)
-    return error
 
 
 def _listen(where: str) -> socket.socket:

@@ -14,6 +14,7 @@ from manager_vm.errors import ConfigError, MigrationError, StateError, VtpmManag
 from manager_vm.net import Cards
 from manager_vm.protocol.handover import DestinationState, SourceState
 from manager_vm.server import peer_link
+from manager_vm.server.ahead import Ahead, Waiting
 from manager_vm.server.guest_gate import Gates
 from manager_vm.server.guest_tunnel import Tunnels
 from manager_vm.server.ledger import Ledger
@@ -23,12 +24,13 @@ from manager_vm.server.move_rules import Local
 from manager_vm.server.peer_link import PeerLink
 from manager_vm.server.pull_out import Giver
 from manager_vm.server.receipts import Proofs
+from manager_vm.server.taking import Taking
 from manager_vm.server.wiring import Wiring
 from manager_vm.store import atomic, moves
 from manager_vm.store.records import Move
 from manager_vm.vtpm.registry import Registry
 from manager_vm.vtpm.transit import Transit
-from manager_vm.wire.migration import Cause, Handover, Offer
+from manager_vm.wire.migration import Cause, Handover, Offer, Pull
 
 log = logging.getLogger(__name__)
 
@@ -65,15 +67,17 @@ class Moving:
         self._ledger.recover()
         self._proofs = Proofs(manifest, config.state_dir / "receipts")
         self.giver = Giver(local, registry, transit, self._ledger, self._proofs)
+        self._taking = Taking(local, transit, self._ledger, self._proofs)
         self._tasks = ExitStack()
         self._receiver: Receiver | None = None
         if config.migration:
-            parts = local, transit, self._ledger, self._proofs
             asked = arrived, relocations, tunnels, self.giver.give
-            self._receiver = _listening(config, lambda at: Receiver(*parts, at, *asked))
+            self._receiver = _listening(config, lambda at: Receiver(self._taking, self._ledger, at, *asked))
             self._tasks.callback(self._receiver.close)
         listener = self.giver.listens = self._receiver.address if self._receiver is not None else ""
         self._sender = Sender(local, transit, self._ledger, self._proofs, listener)
+        self.ahead = Ahead(local, self._taking, listener)
+        self._tasks.callback(self.ahead.close)
         self._asker = Asker(self._ledger)
         self._tasks.callback(self._asker.close)
 
@@ -138,10 +142,15 @@ class Moving:
         return self._proofs.of(named)
 
     def fetch(self, link: PeerLink, offer: Offer, park: str) -> None:
-        """As ``Receiver.fetch``."""
-        if self._receiver is None:
-            raise StateError("this manager takes no vTPMs: it does not listen for moves")
-        self._receiver.fetch(link, offer, park)
+        """What somebody offers to whom we have shown the ticket of this park: PREPARED, and nobody is told yet."""
+        with ExitStack() as held:
+            self._taking.receive(self._taking.agree(link, offer, held), park)
+
+    def show(self, waiting: Waiting, pull: Pull, park: str) -> None:
+        """The same of somebody with whom that was agreed on before; MigrationError if the other end is gone."""
+        with waiting.held:
+            waiting.coming.talk.say(pull)
+            self._taking.receive(waiting.coming, park)
 
     def tell(self, move: Move, word: Handover) -> None:
         """Say this to the peer of a move, and go on as long as there is something to say."""

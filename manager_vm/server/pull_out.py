@@ -1,12 +1,15 @@
-"""The source's side of a vTPM that follows its VM: the ticket, and who comes with it (MIGRATION.md, section 13)."""
+"""The source's side of a vTPM that follows its VM: the ticket, who has it, who will (MIGRATION.md, section 13)."""
 
 from __future__ import annotations
 
 import logging
 import os
+import threading
+import time
 from collections.abc import Callable
+from dataclasses import replace
 
-from manager_vm.errors import MigrationError, StateError, VtpmManagerError
+from manager_vm.errors import BusyError, MigrationError, StateError, VtpmManagerError
 from manager_vm.protocol import agreement, parts
 from manager_vm.protocol.agreement import Agreed
 from manager_vm.protocol.handover import SourceState
@@ -19,18 +22,22 @@ from manager_vm.server.peer_link import PeerLink, Talk
 from manager_vm.server.receipts import Proofs
 from manager_vm.store import moves
 from manager_vm.store.records import Move, VtpmRecord
-from manager_vm.vtpm import binding
+from manager_vm.vtpm import binding, snapshots
 from manager_vm.vtpm.registry import Registry
 from manager_vm.vtpm.transit import Transit
 from manager_vm.wire import features
 from manager_vm.wire import ticket as tickets
-from manager_vm.wire.migration import ID_SIZE, Cause, Pull, Ready
+from manager_vm.wire.migration import ID_SIZE, Ahead, Cause, Pull, Ready
 from manager_vm.wire.ticket import Ticket
 
 log = logging.getLogger(__name__)
 
 _ANSWER = 60.0  # seconds: a hardware TPM quotes, a process starts
+_ANCHORED = 5.0  # seconds
+_AHEAD = 60.0  # seconds an agreement lives
+_MOST_AHEAD = 64  # agreements that wait for their ticket
 _PARK_SIZE = 16  # bytes
+_LEAVES = (State.RUNNING, State.PARKED)
 
 
 class Giver:
@@ -42,11 +49,12 @@ class Giver:
         self._transit = transit
         self._ledger = ledger
         self._proofs = proofs
+        self._standing_by = threading.BoundedSemaphore(_MOST_AHEAD)
         self.listens = ""
 
     def ticket(self, name: str, vm: str, address: str) -> bytes:
         """Park this VM's vTPM; the ticket that names the park, the same again as long as it stands."""
-        record = self._registry.record(name)
+        record = self._settled(name)
         binding.demand(record, vm)
         if not record.vm:
             raise StateError(f"vTPM {name!r} belongs to no VM, so nobody could say whose ticket it is: 'bind' it first")
@@ -59,38 +67,82 @@ class Giver:
         found = Ticket(record.uuid, name, record.generation, record.ticket, record.vm, platform, address)
         return tickets.pack(found)
 
-    def give(self, link: PeerLink, pull: Pull, known: Callable[[], None]) -> None:
-        """The conversation of one who has a ticket: offer, agree, send the state. Nothing is given up by that.
+    def _settled(self, name: str) -> VtpmRecord:
+        """Its record. One that serves since a moment ago is still ARRIVING there until its commit is anchored."""
+        until = time.monotonic() + _ANCHORED
+        while (record := self._registry.record(name)).state is State.ARRIVING and time.monotonic() < until:
+            time.sleep(_ANCHORED / 200)
+        return record
 
-        ``known``: the ticket and the standing order are good.
+    def give(self, link: PeerLink, asked: Pull | Ahead, known: Callable[[], None]) -> None:
+        """Who has a ticket, or will have one: offer, agree, send the state. Nothing is given up by that.
+
+        ``known``: the ticket, or the knowledge of the standing order, is good.
         """
         move = os.urandom(ID_SIZE)
         talk: Talk | None = None
         try:
-            ticket = tickets.parse(pull.ticket)
-            record = self._parked(ticket)
+            record = self._meant(asked)
             here = self._local.platform.name
-            statement = standing.demand_allowed(self._local.manifest.contents, record.vm, here, pull.platform)
+            statement = standing.demand_allowed(self._local.manifest.contents, record.vm, here, asked.platform)
             known()
-            side = Side(self._local, pull.platform)
+            side = Side(self._local, asked.platform)
             offered = side.offering(move, statement, listens=self.visible(link), **_said(record, here))
             agreed = link.converse(agreement.offer(side, offered), _ANSWER)
             move_rules.demand_fits(features.parse(agreed.offer.features), features.parse(agreed.accept.features))
             talk = Talk(link, agreed.session)
             talk.expect(Ready, _ANSWER)
-            for part in parts.split(self._offered(ticket, side, agreed, pull)):
+            ticket = tickets.parse(asked.ticket) if isinstance(asked, Pull) else self._shown(asked, talk, record)
+            if ticket is None:
+                return
+            for part in parts.split(self._offered(ticket, side, agreed, asked)):
                 talk.say(part)
         except VtpmManagerError as error:
             (talk or link).refuse(move, error)
-            raise
+            if isinstance(asked, Pull):
+                raise
+            log.info("platform %s was not agreed with: %s", asked.platform, error)  # it asks many, and again
 
-    def _offered(self, ticket: Ticket, side: Side, agreed: Agreed, pull: Pull) -> bytes:
+    def _meant(self, asked: Pull | Ahead) -> VtpmRecord:
+        """The vTPM that is asked for: of the ticket, or of the VM whose ticket is to come."""
+        if isinstance(asked, Pull):
+            return self._named(tickets.parse(asked.ticket))
+        contents = self._local.manifest.contents
+        order = standing.current_of(contents, asked.vm)
+        if order is None or order.digest != asked.order:
+            raise MigrationError("this is not the standing order that is known here", Cause.ORDER.word)
+        found = (record for record in contents.vtpms.values() if record.vm == asked.vm)
+        record = next((record for record in found if record.state in _LEAVES), None)
+        if record is None:
+            raise MigrationError("no vTPM of this VM runs here", Cause.POLICY.word)
+        return replace(record, ticket=os.urandom(_PARK_SIZE).hex())  # nobody knows its park yet
+
+    def _shown(self, asked: Ahead, talk: Talk, record: VtpmRecord) -> Ticket | None:
+        """The ticket that comes later, which must be of what was offered; None if none comes."""
+        if not self._standing_by.acquire(blocking=False):
+            raise MigrationError("too many wait here for a ticket", Cause.BUSY.word)
+        try:
+            ticket = tickets.parse(talk.expect(Pull, _AHEAD).ticket)
+        except MigrationError as error:
+            if error.cause in (Cause.PEER_LOST.word, Cause.TIMEOUT.word):
+                return None
+            raise
+        finally:
+            self._standing_by.release()
+        if (ticket.vtpm, ticket.generation, ticket.vm) != (record.uuid, record.generation, record.vm):
+            raise MigrationError("this ticket is not of the vTPM that was offered", Cause.ORDER.word)
+        here = self._local.platform.name
+        standing.demand_allowed(self._local.manifest.contents, record.vm, here, asked.platform)  # it may be revoked
+        return ticket
+
+    def _offered(self, ticket: Ticket, side: Side, agreed: Agreed, asked: Pull | Ahead) -> bytes:
         """The state, which may be asked for from now on; an earlier one that had it has come too early."""
         contents, found = self._local.manifest.contents, side.peer
         assert found is not None  # the conversation has verified it
         older = moves.open_one(contents, ticket.vtpm)
         if older is not None and older.out and older.pulled:
-            self._ledger.give_up(older.id, Cause.POLICY.word, f"platform {pull.platform} has asked for it since")
+            self._ledger.give_up(older.id, Cause.POLICY.word, f"platform {asked.platform} has asked for it since")
+        self._bring_back(ticket)
         with self._transit.leaving(ticket.vtpm) as departure:
             record = self._parked(ticket)
             data, digest = departure.data, departure.digest
@@ -103,7 +155,7 @@ class Giver:
             group=record.group,
             generation=record.generation + 1,
             peer=found.platform.name,
-            address=pull.listens,
+            address=asked.listens,
             transcript=agreed.session.transcript,
             peer_key=agreed.accept.move_key,
             peer_ak=found.platform.ak.name,
@@ -115,6 +167,28 @@ class Giver:
         with self._proofs.kept(agreed):
             self._ledger.offer(entry, side.key)
         return data
+
+    def _named(self, ticket: Ticket) -> VtpmRecord:
+        """The vTPM whose park the ticket names, or whose snapshot, if an admin lets it come back."""
+        if not self._comes_back(ticket):
+            return self._parked(ticket)
+        return replace(self._local.manifest.contents.vtpms[ticket.vtpm], ticket=ticket.park)
+
+    def _comes_back(self, ticket: Ticket) -> bool:
+        contents = self._local.manifest.contents
+        record = contents.vtpms.get(ticket.vtpm)
+        if record is None or record.vm != ticket.vm or record.ticket == ticket.park:
+            return False
+        return snapshots.is_permitted(contents, record.uuid, ticket.park)
+
+    def _bring_back(self, ticket: Ticket) -> None:
+        """BusyError while a VM uses it: that would find another state under it."""
+        if not self._comes_back(ticket):
+            return
+        name = self._local.manifest.contents.vtpms[ticket.vtpm].name
+        if self._registry.get(name).live:
+            raise BusyError(f"a guest is using vTPM {name!r}; end its VM before another comes back for it")
+        self._registry.revert(name, ticket.park, ticket=ticket.park)
 
     def _parked(self, ticket: Ticket) -> VtpmRecord:
         """MigrationError (replayed) unless the park that the ticket names still stands."""

@@ -221,6 +221,8 @@ class Verbs:
             "uid": record.uid,
             "pid": run.pid if run is not None else None,
             "released": record.released,
+            "keep": record.keep,
+            "reverted": record.reverted,
             "recovered": [recovery.marked(each) for each in record.recovered],
             "ek_names": {kind: name.hex() for kind, name in record.ek_names.items()},
         }

@@ -11,7 +11,7 @@ from typing import Any
 
 from manager_vm import crypto
 from manager_vm.protocol.lifecycle import State
-from manager_vm.store.records import Contents, Identity, VtpmRecord
+from manager_vm.store.records import Contents, Identity, Snapshots, VtpmRecord
 
 _MOVING = (State.GONE, State.ARRIVING)  # their events are those of the move
 Event = tuple[str, dict[str, Any]]
@@ -20,7 +20,7 @@ _STATES = {State.FAILED: "failed", State.QUARANTINED: "quarantined"}
 
 def between(old: Contents, new: Contents) -> list[Event]:
     """The events of the commit that makes ``new`` of ``old``."""
-    found = [*_trust(old, new), *_vtpms(old, new), *_moves(old, new), *_relocation(old, new)]
+    found = [*_trust(old, new), *_vtpms(old, new), *_snapshots(old, new), *_moves(old, new), *_relocation(old, new)]
     return [(event, {**fields, "serial": new.serial}) for event, fields in found]
 
 
@@ -69,12 +69,34 @@ def _vtpms(old: Contents, new: Contents) -> Iterator[Event]:
             yield event, {"vtpms": names, "reason": reason}
     for record in _changed(old, new, "released"):
         yield "released", {"vtpm": record.name, "state": str(record.state), "mark": record.released}
+    for record in _changed(old, new, "keep"):
+        yield "snapshots", {"vtpm": record.name, "keep": record.keep}
+    for record in _changed(old, new, "reverted"):
+        yield "reverted", {"vtpm": record.name, "times": record.reverted, "boot": record.boot, "park": record.ticket}
     for record in _changed(old, new, "vm"):
         yield "bound", {"vtpm": record.name, "vm": record.vm}
     for record in _changed(old, new, "channel"):
         yield "attached" if record.channel else "detached", {"vtpm": record.name, "channel": record.channel}
     for record in _changed(old, new, "boot"):
         yield "boot", {"vtpm": record.name, "boot": record.boot}
+
+
+def _snapshots(old: Contents, new: Contents) -> Iterator[Event]:
+    """What is kept of a vTPM, and what may come back."""
+    for uuid, found in new.snapshots.items():
+        before, record = old.snapshots.get(uuid, Snapshots()), new.vtpms.get(uuid)
+        if found is before or record is None:
+            continue
+        for each in found.kept:
+            if each not in before.kept:
+                yield "snapshot kept", {"vtpm": record.name, "snapshot": each.id}
+        if found.permitted and found.permitted != before.permitted:
+            yield "revert permitted", {"vtpm": record.name, "snapshot": found.permitted}
+    for uuid, before in old.snapshots.items():
+        left = {each.id for each in new.snapshots.get(uuid, Snapshots()).kept}
+        gone = [each.id for each in before.kept if each.id not in left]
+        if gone and uuid in new.vtpms:
+            yield "snapshots dropped", {"vtpm": new.vtpms[uuid].name, "snapshots": gone}
 
 
 def _moves(old: Contents, new: Contents) -> Iterator[Event]:

@@ -14,7 +14,20 @@ from manager_vm.store.blobs import ParkedState, pack_session
 from manager_vm.store.marks import Recovered
 from manager_vm.store.records import MAX_REASON, Contents, VtpmRecord
 
-VERSION = 2  # 1 had no VM
+VERSION = 3  # 1 had no VM, 2 no snapshots
+_CARRIED = (
+    "uuid",
+    "name",
+    "boot",
+    "group",
+    "ek_names",
+    "certificates",
+    "released",
+    "recovered",
+    "vm",
+    "keep",
+    "reverted",
+)
 _MOVABLE = {State.OFF, State.PARKED, State.RUNNING}
 
 
@@ -22,7 +35,7 @@ _MOVABLE = {State.OFF, State.PARKED, State.RUNNING}
 class FinalState:
     """``status``: what it is at the source and becomes at the destination. ``issuer``: of its EK certificates, DER.
 
-    ``vm``: UUID of the VM that it belongs to, "" = any.
+    ``vm``: UUID of the VM that it belongs to, "" = any. ``keep``, ``reverted``: of snapshots, which stay behind.
     """
 
     uuid: str
@@ -37,24 +50,18 @@ class FinalState:
     recovered: tuple[Recovered, ...]
     state: ParkedState
     vm: str = ""
+    keep: int = 0
+    reverted: int = 0
 
 
 def of(contents: Contents, record: VtpmRecord, state: ParkedState) -> FinalState:
     """What moves of the vTPM with this record."""
-    return FinalState(
-        uuid=record.uuid,
-        name=record.name,
-        status=record.state,
-        boot=record.boot,
-        group=record.group,
-        ek_names=record.ek_names,
-        certificates=record.certificates,
-        issuer=contents.issuer(record),
-        released=record.released,
-        recovered=record.recovered,
-        state=state,
-        vm=record.vm,
-    )
+    return FinalState(status=record.state, issuer=contents.issuer(record), state=state, **carried(record))
+
+
+def carried(found: VtpmRecord | FinalState) -> dict[str, Any]:
+    """What a record and a final state have alike."""
+    return {name: getattr(found, name) for name in _CARRIED}
 
 
 def pack(final: FinalState) -> bytes:
@@ -72,6 +79,8 @@ def pack(final: FinalState) -> bytes:
         "released": final.released,
         "recovered": marks,
         "vm": final.vm,
+        "keep": final.keep,
+        "reverted": final.reverted,
     }
     state = {name: getattr(final.state, name) for name in ("permanent", "volatile", "savestate")}
     said = {"version": VERSION, "record": record, **state, "session": pack_session(final.state.session)}
@@ -107,6 +116,8 @@ def _final(record: dict[str, Any], said: dict[str, Any]) -> FinalState:
         recovered=tuple(_mark(*each) for each in record["recovered"]),
         state=ParkedState(blobs[0], blobs[1], blobs[2], _session(*said["session"])),
         vm=_text(record["vm"]),
+        keep=_number(record["keep"]),
+        reverted=_number(record["reverted"]),
     )
 
 

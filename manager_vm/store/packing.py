@@ -13,7 +13,18 @@ from manager_vm.errors import IntegrityError
 from manager_vm.protocol.lifecycle import State
 from manager_vm.protocol.relocation import Leaving
 from manager_vm.store.marks import Recovered, Recovery, RevokedPlatform
-from manager_vm.store.records import AuditHead, Contents, Group, Identity, Move, SigningKey, VtpmKeys, VtpmRecord
+from manager_vm.store.records import (
+    AuditHead,
+    Contents,
+    Group,
+    Identity,
+    Move,
+    SigningKey,
+    Snapshot,
+    Snapshots,
+    VtpmKeys,
+    VtpmRecord,
+)
 from manager_vm.store.relocation import Departure, Expected
 
 
@@ -40,7 +51,7 @@ def pack_open(contents: Contents, stanza: bytes = b"") -> bytes:
 
 
 def pack_secret(contents: Contents) -> bytes:
-    """The key table, to be sealed: {"ca", "vtpms": {uuid: [blob key, run key or None]}, "groups", "sks", "moves"}.
+    """The key table, to be sealed: {"ca", "vtpms": {uuid: [blob key, run key or None]}, "groups", "sks", "moves", ...}.
 
     SKs stand here, for they say which vTPMs are on one host.
     """
@@ -52,7 +63,8 @@ def pack_secret(contents: Contents) -> bytes:
     keys = {"ca": contents.ca_key, "vtpms": table, "groups": groups, "sks": sks, "moves": contents.move_keys}
     place = contents.departure.place if contents.departure else b""
     secret = contents.expected.secret if contents.expected else b""
-    return bytes(msgpack.packb({**keys, "relocation": [place, secret]}))
+    snapshots = {uuid: _pack_snapshots(each) for uuid, each in contents.snapshots.items()}
+    return bytes(msgpack.packb({**keys, "relocation": [place, secret], "snapshots": snapshots}))
 
 
 def unpack(open_part: bytes, secret_part: bytes) -> Contents:
@@ -68,11 +80,23 @@ def unpack(open_part: bytes, secret_part: bytes) -> Contents:
         moves = {move.id: move for move in (Move(*each) for each in opened["moves"])}
         contents = replace(contents, moves=moves, move_keys=secret["moves"], generations=opened["generations"])
         contents = replace(contents, **_unpack_relocation(opened["relocation"], *secret["relocation"]))
+        snapshots = secret.get("snapshots", {})  # since 2026-11-27
+        contents = replace(contents, snapshots={uuid: _unpack_snapshots(*each) for uuid, each in snapshots.items()})
         return replace(contents, identity=_unpack_identity(opened, secret))
     except (ValueError, KeyError, TypeError, AttributeError, msgpack.UnpackException) as error:
         raise IntegrityError(
             f"the manifest is authentic but of another format ({error}); run the version that wrote it"
         ) from None
+
+
+def _pack_snapshots(found: Snapshots) -> list[Any]:
+    kept = [[each.id, each.blob, each.digest, each.key.reveal(), each.taken, each.boot] for each in found.kept]
+    return [found.permitted, kept]
+
+
+def _unpack_snapshots(permitted: str, kept: list[list[Any]]) -> Snapshots:
+    found = (Snapshot(id_, blob, digest, Key(key), taken, boot) for id_, blob, digest, key, taken, boot in kept)
+    return Snapshots(tuple(found), permitted)
 
 
 def _pack_relocation(contents: Contents) -> list[Any]:

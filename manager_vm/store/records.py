@@ -27,6 +27,7 @@ class VtpmRecord:
     quarantine; kept for ever. ``recovered``: recoveries that it went through, kept for ever. ``issuer``: certificate
     (DER) of the CA of its EK certificates, b"": that of its group here. ``vm``: UUID of the only VM that it is served
     to, "" = any (``vtpm/binding``). ``ticket``: the park that a ticket names (``wire/ticket``), of a parked one.
+    ``keep``: how many snapshots of it are kept, 0 = none, no way back. ``reverted``: how often it went back to one.
     """
 
     uuid: str
@@ -50,6 +51,32 @@ class VtpmRecord:
     issuer: bytes = b""
     vm: str = ""
     ticket: str = ""
+    keep: int = 0
+    reverted: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A park that was consumed and is kept (``vtpm/snapshots``).
+
+    ``id``: the park, as tickets name it. ``blob``, ``digest``, ``key``: its state blob, below the vTPM's own directory.
+    ``taken``: UTC. ``boot``: of its VM.
+    """
+
+    id: str
+    blob: str
+    digest: bytes
+    key: Key
+    taken: str
+    boot: int
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshots:
+    """Of one vTPM, oldest first. ``permitted``: id of the one that an admin lets come back, once; "" = none."""
+
+    kept: tuple[Snapshot, ...] = ()
+    permitted: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +184,7 @@ class Contents:
     ``came``: id of the newest of these moves;
     ``departure``, ``expected``: a move of it, or of another manager to here, that is not over; ``released``: the words
     (attested, signature) with which this receiver gave up others, by id of the move. ``standing``: the newest standing
-    order of each VM, by its UUID.
+    order of each VM, by its UUID. ``snapshots``: of vTPMs, by uuid.
     """
 
     serial: int
@@ -183,6 +210,7 @@ class Contents:
     expected: Expected | None = None
     released: dict[str, tuple[bytes, bytes]] = field(default_factory=dict)
     standing: dict[str, bytes] = field(default_factory=dict)
+    snapshots: dict[str, Snapshots] = field(default_factory=dict)
 
     @property
     def manager(self) -> str:
@@ -211,9 +239,10 @@ class Contents:
         return replace(self, vtpms={**self.vtpms, record.uuid: record}, keys=new_keys)
 
     def without_vtpm(self, uuid: str) -> Contents:
-        """The same without this vTPM and its keys."""
+        """The same without this vTPM, its keys and its snapshots."""
         return replace(
             self,
             vtpms={key: value for key, value in self.vtpms.items() if key != uuid},
             keys={key: value for key, value in self.keys.items() if key != uuid},
+            snapshots={key: value for key, value in self.snapshots.items() if key != uuid},
         )

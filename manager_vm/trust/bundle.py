@@ -11,16 +11,16 @@ import hashlib
 import json
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
 from manager_vm.errors import EvidenceError
 
-VERSION = 1
+VERSION = 2  # 1 had no snapshots
 MAX_SIZE = 1 << 19  # bytes of the file
-_LINKED_TAG = b"vtpm-manager linked quote 1\0"
-_PLATFORM_TAG = b"vtpm-manager platform quote 1\0"
+_LINKED_TAG = b"vtpm-manager linked quote 2\0"
+_PLATFORM_TAG = b"vtpm-manager platform quote 2\0"
 _HOST_TAG = b"vtpm-manager host quote 1\0"
 _MAX_CHAIN = 4
 _MAX_DEPTH_BYTES = 64  # opening brackets in the whole file; a bundle has fewer than 30
@@ -35,23 +35,30 @@ class Kind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Vtpm:
-    """``ek``: TPMT_PUBLIC. ``certificate``, ``ca``: the EK's, DER; b"" for third parties.
-
-    ``generation`` grows with each move and recovery; ``recovered``: how many recoveries, each from a disk that may have
-    been older than the newest.
+class History:
+    """``generation`` grows with each move and recovery; ``recovered``: how many recoveries, each from a disk that may
+    have been older; ``reverted``: how often it went back to a snapshot; ``snapshots``: how many may be kept.
     """
+
+    generation: int = 1
+    recovered: int = 0
+    reverted: int = 0
+    snapshots: int = 0
+
+    @property
+    def packed(self) -> bytes:
+        """As it is signed: u64, three u32, big-endian."""
+        return struct.pack(">QIII", self.generation, self.recovered, self.reverted, self.snapshots)
+
+
+@dataclass(frozen=True, slots=True)
+class Vtpm:
+    """``ek``: TPMT_PUBLIC. ``certificate``, ``ca``: the EK's, DER; b"" for third parties."""
 
     ek: bytes
     certificate: bytes = b""
     ca: bytes = b""
-    generation: int = 1
-    recovered: int = 0
-
-    @property
-    def history(self) -> bytes:
-        """Both numbers as they are signed: u64, u32, big-endian."""
-        return struct.pack(">QI", self.generation, self.recovered)
+    history: History = History()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,15 +103,15 @@ class Bundle:
     host: Host | None
 
 
-def linked_binding(ek_name: bytes, history: bytes, ak_name: bytes, quote: bytes, nonce: bytes) -> bytes:
-    """What the SK signs for a vTPM's quote (32 bytes). ``history``: ``Vtpm.history``."""
-    fields = _sized(ek_name) + history + _sized(ak_name) + _sha256(quote) + _sized(nonce)
-    return _sha256(_LINKED_TAG + fields)
+def linked_binding(ek_name: bytes, history: History, ak_name: bytes, quote: bytes, nonce: bytes) -> bytes:
+    """What the SK signs for a vTPM's quote (32 bytes)."""
+    said = _sized(ek_name) + history.packed + _sized(ak_name) + _sha256(quote) + _sized(nonce)
+    return _sha256(_LINKED_TAG + said)
 
 
-def platform_binding(ek_name: bytes, history: bytes, nonce: bytes) -> bytes:
+def platform_binding(ek_name: bytes, history: History, nonce: bytes) -> bytes:
     """What the SK signs for a vTPM without a quote (32 bytes)."""
-    return _sha256(_PLATFORM_TAG + _sized(ek_name) + history + _sized(nonce))
+    return _sha256(_PLATFORM_TAG + _sized(ek_name) + history.packed + _sized(nonce))
 
 
 def host_binding(binding: bytes, statement: bytes, approval: bytes, log: bytes) -> bytes:
@@ -114,8 +121,7 @@ def host_binding(binding: bytes, statement: bytes, approval: bytes, log: bytes) 
 
 def pack(bundle: Bundle) -> bytes:
     """The file."""
-    numbers = {"generation": bundle.vtpm.generation, "recovered": bundle.vtpm.recovered}
-    vtpm: dict[str, Any] = {"ek": _encode(bundle.vtpm.ek), **numbers}
+    vtpm: dict[str, Any] = {"ek": _encode(bundle.vtpm.ek), **asdict(bundle.vtpm.history)}
     if bundle.kind is not Kind.THIRD_PARTY:
         vtpm |= {"ek_certificate": _encode(bundle.vtpm.certificate), "ek_ca": _encode(bundle.vtpm.ca)}
     if (quote := bundle.quote) is not None:
@@ -182,7 +188,8 @@ def parse(data: bytes) -> Bundle:
 
 _HOST_FIELDS = frozenset({"statement", "approval", "log", "quote", "signature", "pcrs"})
 _QUOTE_FIELDS = frozenset({"ak", "quote", "signature", "pcrs"})
-_HISTORY_FIELDS = frozenset({"ek", "generation", "recovered"})
+_HISTORY = {"generation": 64, "recovered": 32, "reverted": 32, "snapshots": 32}  # bits
+_HISTORY_FIELDS = frozenset({"ek", *_HISTORY})
 _EK_FIELDS = _HISTORY_FIELDS | {"ek_certificate", "ek_ca"}
 _VTPM_FIELDS = {
     Kind.LINKED: _EK_FIELDS | _QUOTE_FIELDS,
@@ -231,9 +238,9 @@ def _object(value: object) -> dict[str, Any]:
 
 
 def _vtpm(kind: Kind, told: dict[str, Any]) -> Vtpm:
-    generation, recovered = _number(told["generation"], 1 << 64), _number(told["recovered"], 1 << 32)
+    numbers = {name: _number(told[name], 1 << bits) for name, bits in _HISTORY.items()}
     certified = (b"", b"") if kind is Kind.THIRD_PARTY else (_decode(told["ek_certificate"]), _decode(told["ek_ca"]))
-    return Vtpm(_decode(told["ek"]), *certified, generation, recovered)
+    return Vtpm(_decode(told["ek"]), *certified, History(**numbers))
 
 
 def _number(value: object, limit: int) -> int:

@@ -59,7 +59,7 @@ def verify(data: bytes, demand: Demand) -> Iterator[str]:
     yield f"vTPM EK: made from template {ek[1]}, Name {ek[0].name.hex()}"
     if found.kind is not Kind.THIRD_PARTY:
         yield _ek_certificate(found, ek[0], demand)
-    yield _history(found.vtpm)
+    yield _history(found.vtpm.history)
     binding = bundle.platform_binding(ek[0].name, found.vtpm.history, found.nonce)
     if found.quote is not None:
         ak = check_ak(found.quote.ak)
@@ -106,13 +106,19 @@ def _ek(found: Bundle) -> tuple[Public, str]:
     return ek, template.kind
 
 
-def _history(vtpm: bundle.Vtpm) -> str:
-    if not vtpm.recovered:
-        return f"vTPM history: generation {vtpm.generation}"
-    times = "once" if vtpm.recovered == 1 else f"{vtpm.recovered} times"
-    return (
-        f"vTPM history: generation {vtpm.generation}; RECOVERED {times}, from a state that may not have been the newest"
-    )
+def _history(history: bundle.History) -> str:
+    said = [f"vTPM history: generation {history.generation}"]
+    if history.recovered:
+        said.append(f"RECOVERED {_times(history.recovered)}, from a state that may not have been the newest")
+    if history.reverted:
+        said.append(f"REVERTED {_times(history.reverted)}, to an earlier state")
+    if history.snapshots:
+        said.append(f"{history.snapshots} snapshots are kept, so it may go back to an earlier state")
+    return "; ".join(said)
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
 
 
 def _ek_certificate(found: Bundle, ek: Public, demand: Demand) -> str:

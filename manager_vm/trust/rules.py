@@ -75,6 +75,10 @@ RULES: dict[str, Rule] = {
     "standing_add": Rule(_WORKERS),  # the order, by the group's authority, decides
     "standings": Rule(frozenset(Role), changes=False),
     "release": Rule(_ADMIN, about=About.VTPM),
+    "snapshots": Rule(frozenset(Role), changes=False, about=About.VTPM),
+    "snapshots_keep": Rule(_ADMIN, about=About.VTPM),
+    "snapshot_drop": _OPERATORS,
+    "revert": Rule(_ADMIN, about=About.VTPM),
     "groups": _ANYBODY,
     "group_add": _ADMINS,
     "group_remove": _ADMINS,

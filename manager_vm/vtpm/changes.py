@@ -8,7 +8,7 @@ from manager_vm.errors import BusyError, StateError, UnknownVtpmError
 from manager_vm.keys import identity
 from manager_vm.protocol.lifecycle import Event, State, after
 from manager_vm.store import moves
-from manager_vm.store.records import MAX_REASON, Contents, VtpmKeys, VtpmRecord
+from manager_vm.store.records import MAX_REASON, Contents, Snapshots, VtpmKeys, VtpmRecord
 from manager_vm.vtpm import binding
 from manager_vm.vtpm.steps import Result
 
@@ -28,9 +28,17 @@ def put_all(contents: Contents, results: list[Result]) -> Contents:
     for result in results:
         new = result.record.uuid not in contents.vtpms
         contents = put(contents, result.record, result.keys)
+        if result.snapshots is not None:
+            contents = with_snapshots(contents, result.record.uuid, result.snapshots)
         if new and identity.free(contents):  # else the first use finds out, and says which verb makes more
             contents = identity.assign(contents, result.record.uuid)
     return contents
+
+
+def with_snapshots(contents: Contents, uuid: str, found: Snapshots) -> Contents:
+    """With these snapshots of a vTPM."""
+    others = {key: value for key, value in contents.snapshots.items() if key != uuid}
+    return replace(contents, snapshots=others if found == Snapshots() else {**others, uuid: found})
 
 
 def wire(contents: Contents, uuid: str, channel: str, vm: str = "") -> Contents:

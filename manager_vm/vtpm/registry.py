@@ -6,6 +6,7 @@ nothing half-made is left (what no record names is removed, at the latest at the
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import uuid
@@ -20,7 +21,7 @@ from manager_vm.protocol.lifecycle import RELEASES, Event, State, after
 from manager_vm.store.manifest import Manifest
 from manager_vm.store.records import VtpmRecord
 from manager_vm.trust.group import DEFAULT
-from manager_vm.vtpm import boots, changes, room, steps
+from manager_vm.vtpm import boots, changes, room, snapshots, steps
 from manager_vm.vtpm.reserve import Reservations
 from manager_vm.vtpm.steps import Boot, Disk, Loss, Result
 from manager_vm.vtpm.vtpm import Vtpm
@@ -126,6 +127,7 @@ class Registry:
             with self._lock:  # from here on its name and uid are free
                 del self._vtpms[name]
             steps.remove_files(self._disk, record, None)
+            snapshots.remove(self._disk, vtpm.uuid)
             self._leaving.discard(record.uid)
         log.info("vTPM %s: destroyed", name)
 
@@ -134,6 +136,12 @@ class Registry:
         vtpm = self.get(name, group)
         event = RELEASES.get(self._record(vtpm).before, Event.RELEASE)
         return self._apply(vtpm, event, lambda record: self._release(record, event, loss))
+
+    def revert(self, name: str, snapshot: str, *, ticket: str = "", group: str | None = None) -> VtpmRecord:
+        """Back to a snapshot (``snapshots.revert``): parked, for whoever has the ticket if there is one."""
+        vtpm = self.get(name, group)
+        step = functools.partial(snapshots.revert, self._disk, self._manifest, snapshot=snapshot, ticket=ticket)
+        return self._apply(vtpm, Event.REVERT, step)
 
     def wire(self, name: str, channel: str, vm: str = "") -> VtpmRecord:
         """Remember which channel is this vTPM's ("" = none); BoundError if it belongs to another VM than ``vm``."""
@@ -179,6 +187,7 @@ class Registry:
             vtpm = self._vtpms[record.name] = Vtpm(record.uuid, record.name, record.state, record.boot)
             vtpm.channel = ChannelServer(steps.kept_session(self._disk, record, contents.keys[record.uuid]))
         steps.sweep(self._disk, contents)
+        snapshots.sweep(self._disk, contents)
         self.resume()
 
     def resume(self) -> None:
@@ -229,6 +238,7 @@ class Registry:
                 return record
             if event is Event.POWER_ON and record.state is State.RUNNING:
                 vtpm.named = 0  # the process is reset in place: whatever becomes of it, the boot before is over
+            snapshots.keep(self._disk, self._manifest, record, event)
             result = self._step(vtpm, record, step)
             self._commit([(record, result)])
             vtpm.adopt(result.run, result.record, result.session, resumed=event is Event.RESUME)

@@ -20,7 +20,7 @@ from manager_vm.protocol.channel_server import SessionState
 from manager_vm.protocol.lifecycle import Event, State, after
 from manager_vm.store import atomic, blobs
 from manager_vm.store.blobs import ParkedState, StoredBlob
-from manager_vm.store.records import MAX_REASON, Contents, VtpmKeys, VtpmRecord
+from manager_vm.store.records import MAX_REASON, Contents, Snapshots, VtpmKeys, VtpmRecord
 from manager_vm.vchan.address import Kind
 from manager_vm.vtpm import statefile
 from manager_vm.vtpm.manufacture import Firmware, manufacture
@@ -35,20 +35,29 @@ _PARK_SPACE = 1 << 20  # bytes; swtpm writes volatile state to its directory bef
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """Where steps put things: sealed blobs, and how runs are started."""
+    """Where steps put things: sealed blobs, and how runs are started.
+
+    ``snapshots``: a directory for each vTPM that has some; ``most``: how many one may have, 0 = no way back here.
+    """
 
     blobs: Path
     launcher: Launcher
+    snapshots: Path
+    most: int
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What to commit, the run that goes with it (None: none), and the session to continue."""
+    """What to commit, the run that goes with it (None: none), and the session to continue.
+
+    ``snapshots``: those of the vTPM from now on, None = as before.
+    """
 
     record: VtpmRecord
     keys: VtpmKeys
     run: Run | None = None
     session: SessionState | None = None
+    snapshots: Snapshots | None = None
 
 
 def create(disk: Disk, ca: EkCa, uuid: str, name: str, uid: int, group: str, vm: str) -> Result:

@@ -22,7 +22,7 @@ from manager_vm.store.final_state import FinalState
 from manager_vm.store.manifest import Manifest
 from manager_vm.store.marks import Recovered
 from manager_vm.store.records import Contents, VtpmKeys, VtpmRecord
-from manager_vm.vtpm import changes, room, steps
+from manager_vm.vtpm import changes, room, snapshots, steps
 from manager_vm.vtpm.registry import Registry
 from manager_vm.vtpm.run import Run
 from manager_vm.vtpm.steps import Disk
@@ -233,6 +233,7 @@ class Transit:
                 vtpm.run = None
             self._registry.forget(vtpm)
             steps.remove_files(self._disk, record, None)
+            snapshots.remove(self._disk, uuid)
 
     def _state(self, vtpm: Vtpm, record: VtpmRecord) -> ParkedState:
         if record.state is not State.RUNNING:
@@ -250,23 +251,15 @@ class Transit:
             raise
         runs = final.status is State.RUNNING
         record = VtpmRecord(
-            uuid=final.uuid,
-            name=final.name,
             state=State.ARRIVING,
             uid=uid,
             blob=stored.file,
             blob_digest=stored.digest,
-            ek_names=final.ek_names,
-            certificates=final.certificates,
             run=run.name if runs else "",
-            boot=final.boot,
             generation=generation,
-            group=final.group,
             before=str(final.status),
-            released=final.released,
-            recovered=final.recovered,
             issuer=final.issuer,
-            vm=final.vm,
+            **final_state.carried(final),
         )
         return record, VtpmKeys(stored.key, run.key if runs else None)
 

@@ -123,9 +123,22 @@ class Handover:
 
 @dataclass(frozen=True, slots=True)
 class Pull:
-    """Destination, first: offer me the vTPM of this ticket (section 13). ``listens``: as in Offer."""
+    """Destination, first, or inner behind Ahead: the vTPM of this ticket (section 13). ``listens``: as in Offer."""
 
     ticket: bytes
+    platform: str
+    listens: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """Destination, first: let us agree now, a ticket of this VM comes soon (section 13).
+
+    ``order``: SHA-256 of the standing order, which whoever may ask has. ``listens``: as in Offer.
+    """
+
+    vm: str
+    order: bytes
     platform: str
     listens: str
 
@@ -149,8 +162,8 @@ class StatePart:
     data: bytes
 
 
-Outer = Offer | Accept | Confirm | Refuse | Record | Handover | Pull
-Inner = Ready | KeyKept | StatePart | Handover | Refuse | relocation.Message
+Outer = Offer | Accept | Confirm | Refuse | Record | Handover | Pull | Ahead
+Inner = Ready | KeyKept | StatePart | Handover | Refuse | Pull | relocation.Message
 
 _ID, _POINT, _NONCE, _DIGEST = Fixed(ID_SIZE), Fixed(POINT_SIZE), Fixed(NONCE_SIZE), Fixed(DIGEST_SIZE)
 _FEATURES = Text(Sized(2, 1024))
@@ -187,6 +200,12 @@ _UNSIGNED: Layout = {
 }
 _HANDOVER: Layout = {**_UNSIGNED, "signature": Fixed(SIGNATURE_SIZE)}
 _PULL: Layout = {"ticket": Sized(2, 1024), "platform": Text(Sized(1, 63)), "listens": Text(Sized(2, 255))}
+_AHEAD: Layout = {
+    "vm": Text(Sized(1, 36)),
+    "order": _DIGEST,
+    "platform": Text(Sized(1, 63)),
+    "listens": Text(Sized(2, 255)),
+}
 _STATE_PART: Layout = {"total": Number(4), "offset": Number(4), "data": Sized(2, MAX_PART)}
 
 _RECORD = 0x63
@@ -198,6 +217,7 @@ _OUTER: dict[int, tuple[type, Layout, int]] = {
     0x64: (Refuse, _REFUSE, 512),
     0x65: (Handover, _HANDOVER, 512),
     0x66: (Pull, _PULL, 2048),
+    0x67: (Ahead, _AHEAD, 512),
 }
 _INNER: dict[int, tuple[type, Layout]] = {
     1: (Ready, {}),
@@ -205,6 +225,7 @@ _INNER: dict[int, tuple[type, Layout]] = {
     3: (Handover, _HANDOVER),
     4: (Refuse, _REFUSE),
     5: (KeyKept, {}),
+    6: (Pull, _PULL),
     **relocation.INNER,
 }
 MAX_RECORD = 33_024

@@ -5,14 +5,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
+from manager_vm.server.peer_link import PeerLink
 from manager_vm.trust import standing
 from manager_vm.trust.signing import SigningKey
 from manager_vm.wire import tpm
+from manager_vm.wire.migration import Ahead, Cause, Refuse
 from manager_vm.wire.swtpm import Blob
 from tests.integration import raw
 from tests.integration.conftest import Make
@@ -60,8 +62,9 @@ def ordered(site: Site, *, platforms: list[str] | None = None, serial: int = 1, 
         manager.ctl("standing", "add", str(path))
 
 
-@pytest.fixture
-def hosts(make: Make) -> Iterator[Hosts]:
+@contextmanager
+def two_hosts(make: Make) -> Iterator[Hosts]:
+    """With their managers and shims, which end with the block."""
     one = make(fresh=True)
     other = one.directory.parent / "n"
     other.mkdir(mode=0o711)
@@ -75,6 +78,12 @@ def hosts(make: Make) -> Iterator[Hosts]:
         ordered(site)
         shims = [stack.enter_context(shimmed(each, "v", VM)) for each in (one, two)]
         yield Hosts(site, (shims[0], shims[1]))
+
+
+@pytest.fixture
+def hosts(make: Make) -> Iterator[Hosts]:
+    with two_hosts(make) as found:
+        yield found
 
 
 def extended(qemu: FakeQemu) -> bytes:
@@ -239,3 +248,80 @@ def test_a_second_destination_that_asks_leaves_the_first_without(hosts: Hosts, t
         with hosts.arriving(stream) as there:  # the same ticket again: the park still stands
             assert pcr(there) == value
     assert hosts.has() == ["b"]
+
+
+def there_and_back(hosts: Hosts, qemu: FakeQemu) -> FakeQemu:
+    """The VM moves to b and home: from then on both managers know where the other one is. At a again."""
+    with hosts.arriving(qemu.save()) as there:
+        pcr(there)
+        qemu.leave()
+        home = hosts.shim_a.qemu().power_on().arrive(there.save())
+    pcr(home)
+    until(lambda: hosts.b.ctl("list") == [], 20, "b has the receipt")
+    return home
+
+
+def agreed(manager: Manager) -> int:
+    """How often a vTPM has come over what was agreed on ahead."""
+    return manager.log().count("agreed on ahead\n")
+
+
+def waits(hosts: Hosts) -> FakeQemu:
+    """A QEMU at b that waits for its VM; both managers have agreed."""
+    there = hosts.shim_b.qemu().power_on()
+    until(lambda: len(hosts.b.swtpms()) == 1, 20, "b has room for it")
+    return there
+
+
+def test_managers_that_have_met_agree_before_the_vm_comes_and_its_ticket_pays_for_the_state_alone(hosts: Hosts) -> None:
+    with there_and_back(hosts, hosts.started()) as qemu:
+        value, before = extended(qemu), agreed(hosts.b)
+        with waits(hosts) as there:
+            assert hosts.b.ctl("list") == [] and hosts.has() == ["a"]
+            value = extended(qemu)  # it goes on: nothing is taken by that
+            there.arrive(qemu.save())
+            assert pcr(there) == value and hosts.has() == ["b"]
+        assert agreed(hosts.b) == before + 1
+
+
+def test_a_vm_that_does_not_come_leaves_nothing_behind_of_what_was_agreed_on(hosts: Hosts) -> None:
+    with there_and_back(hosts, hosts.started()) as qemu:
+        waits(hosts).close()
+        until(lambda: hosts.b.swtpms() == [], 20, "b waits for nobody")
+        with waits(hosts):
+            hosts.b.stop()  # in order, at once
+        hosts.b.start()
+        assert pcr(qemu) and hosts.has() == ["a"]
+
+
+@pytest.mark.parametrize("lost", ["source", "destination"])
+def test_an_agreement_that_one_side_has_lost_costs_time_and_nothing_else(hosts: Hosts, lost: str) -> None:
+    with there_and_back(hosts, hosts.started()) as qemu:
+        value, before = extended(qemu), agreed(hosts.b)
+        with waits(hosts) as there:
+            manager = hosts.a if lost == "source" else hosts.b
+            manager.stop()
+            manager.start()
+            retried(qemu)
+            there.arrive(qemu.save())
+            assert pcr(there) == value and hosts.has() == ["b"]
+        assert agreed(hosts.b) == before
+
+
+def test_a_standing_order_that_was_revoked_after_the_agreement_leads_nowhere(hosts: Hosts) -> None:
+    with there_and_back(hosts, hosts.started()) as qemu, waits(hosts) as there:
+        value = extended(qemu)
+        ordered(hosts.site, platforms=[], serial=2, at=(hosts.a,))
+        with pytest.raises(Refused):
+            there.arrive(qemu.save())
+        assert pcr(qemu) == value and hosts.has() == ["a"] and hosts.b.ctl("list") == []
+
+
+def test_who_does_not_have_the_standing_order_learns_nothing_of_a_vm(hosts: Hosts) -> None:
+    with hosts.started():
+        for vm, digest in ((VM, bytes(32)), (OTHER_VM, bytes(32))):
+            with PeerLink.connect(hosts.a.ctl("status")["migration"]) as link:
+                link.send(Ahead(vm, digest, "anybody", ""))
+                answer = link.receive(10.0)
+            assert isinstance(answer, Refuse) and answer.cause is Cause.ORDER
+            assert answer.text == "this is not the standing order that is known here"

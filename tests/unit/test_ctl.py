@@ -231,6 +231,10 @@ OTHERS = {
     "recover",
     "migrate",
     "receipt",
+    "snapshots",
+    "snapshots_keep",
+    "snapshot_drop",
+    "revert",
 }  # see the tests about them
 STEPS = {"quote", "recovery_set", "platform_evidence", "platform_activate", "platform_install"}
 SERVED = {*verbs.ADMIN, *desk.OWN, *reception.SERVED}
@@ -285,6 +289,32 @@ def test_a_verb_goes_over_its_link_with_what_was_said(
     assert main.main(line.split()) == 0
     assert manager.asked == [(link, verb, args)]
     assert verb in (verbs.HOST if link == HOST else SERVED)
+
+
+SNAPSHOTS: list[tuple[str, str, dict[str, Any]]] = [
+    ("snapshots web", "snapshots", {}),
+    ("snapshots web --keep 3", "snapshots_keep", {"count": 3}),
+    ("snapshots web --drop 51c0", "snapshot_drop", {"snapshot": "51c0"}),
+    ("revert web 51c0 --yes", "revert", {"snapshot": "51c0", "now": False}),
+    ("revert web 51c0 --now --yes", "revert", {"snapshot": "51c0", "now": True}),
+]
+
+
+@pytest.mark.parametrize(("line", "verb", "args"), SNAPSHOTS, ids=[each[0] for each in SNAPSHOTS])
+def test_what_is_asked_about_snapshots_is_answered_with_those_that_are_kept(
+    manager: FakeManager, line: str, verb: str, args: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"snapshot": "51c0", "taken": "2026-11-27T10:00:00+00:00", "boot": 1}]
+    manager.answer = {"name": "web", "keep": 3, "most": 8, "permitted": "51c0", "reverted": 2, "snapshots": rows}
+    assert main.main(line.split()) == 0
+    assert manager.asked == [(ADMIN, verb, {"name": "web", **args})] and verb in SERVED
+    said = capsys.readouterr().out
+    assert "keeps 3 (at most 8 here), has gone back 2 times" in said and "51c0" in said and "yes" in said
+
+
+def test_a_rollback_is_not_permitted_by_chance(manager: FakeManager) -> None:
+    assert main.main(["revert", "web", "51c0"]) == 3
+    assert manager.asked == []
 
 
 def test_no_verb_of_a_link_is_out_of_an_operators_reach(manager: FakeManager) -> None:

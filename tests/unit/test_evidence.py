@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from manager_vm.errors import EvidenceError, NoEvidenceError
 from manager_vm.keys import evidence
 from manager_vm.trust import bundle, linked, pcrs
-from manager_vm.trust.bundle import Bundle, Kind
+from manager_vm.trust.bundle import Bundle, History, Kind
 from manager_vm.trust.linked import Demand
 from manager_vm.trust.signing import SigningKey
 from manager_vm.wire.quote import QuoteBegin, Refusal
@@ -44,14 +44,25 @@ def test_a_good_bundle_proves_vtpm_voucher_platform_and_image() -> None:
     )
 
 
-@pytest.mark.parametrize(("recovered", "said"), [(0, "generation 3"), (1, "RECOVERED once"), (2, "RECOVERED 2 times")])
-def test_a_recovered_vtpm_is_told_from_others(recovered: int, said: str) -> None:
-    subject = replace(VTPM.subject, generation=3, recovered=recovered)
+HISTORIES = [
+    (History(3), "generation 3"),
+    (History(3, recovered=1), "RECOVERED once"),
+    (History(3, recovered=2), "RECOVERED 2 times"),
+    (History(3, reverted=1), "REVERTED once"),
+    (History(3, snapshots=4), "4 snapshots are kept"),
+]
+
+
+@pytest.mark.parametrize(("history", "said"), HISTORIES)
+def test_a_vtpm_that_was_recovered_or_reverted_or_could_be_is_told_from_others(history: History, said: str) -> None:
+    subject = replace(VTPM.subject, history=history)
     made = bundle.parse(evidence.platform_quote(HOST, subject, NONCE))
     (line,) = [each for each in proven(made, HOST.demand()) if each.startswith("vTPM history")]
     assert said in line
-    denied = replace(made, vtpm=replace(made.vtpm, recovered=recovered + 1))
-    fails(denied, HOST.demand(), "the voucher is not for this vTPM")
+    for name in ("generation", "recovered", "reverted", "snapshots"):
+        other = replace(history, **{name: getattr(history, name) + 1})
+        denied = replace(made, vtpm=replace(made.vtpm, history=other))
+        fails(denied, HOST.demand(), "the voucher is not for this vTPM")
 
 
 def test_a_bundle_survives_its_file() -> None:
@@ -278,7 +289,7 @@ def test_a_bundle_larger_than_what_a_channel_carries_is_not_made() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"version": 2},
+        {"version": 1},
         {"version": True},
         {"kind": "other"},
         {"kind": "third-party"},

@@ -35,7 +35,8 @@ class Manifest:
 
 def redeem(manifest: Manifest) -> Any:
     local = cast(Any, SimpleNamespace(manifest=manifest))
-    verbs = Following(local, cast(Any, None), cast(Any, None)).host_link(lambda request: None)
+    moving = cast(Any, SimpleNamespace(ahead=SimpleNamespace(take=lambda ticket: None)))
+    verbs = Following(local, cast(Any, None), moving).host_link(lambda request: None)
     return verbs(Request(1, "redeem", {"ticket": tickets.pack(BACK), "vm": VM}))
 
 

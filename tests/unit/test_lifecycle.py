@@ -90,9 +90,10 @@ def test_only_a_running_vtpm_can_be_parked_or_die() -> None:
         assert [state for state, each in TRANSITIONS if each is event] == [State.RUNNING]
 
 
-def test_an_unclean_death_is_left_only_by_a_power_on_damage_or_destruction() -> None:
+def test_an_unclean_death_is_left_only_by_a_power_on_a_snapshot_damage_or_destruction() -> None:
     leaving = {event: to for (state, event), to in TRANSITIONS.items() if state is State.FAILED}
-    assert leaving == {Event.POWER_ON: State.RUNNING, Event.DAMAGED: State.QUARANTINED, Event.DESTROY: None}
+    others = {Event.DAMAGED: State.QUARANTINED, Event.DESTROY: None}
+    assert leaving == {Event.POWER_ON: State.RUNNING, Event.REVERT: State.PARKED, **others}
 
 
 def test_every_state_can_be_reached_from_a_new_vtpm() -> None:

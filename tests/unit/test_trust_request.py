@@ -145,10 +145,11 @@ def test_only_so_many_challenges_are_remembered_and_the_newest_ones_are() -> Non
 READING = {"status", "list", "show", "info", "ek_cert", "groups", "challenge", "approvals", "recovery"}
 NOBODYS = {"provision", "recover_offer", "recover"}  # of managers that do not serve yet
 MAY = {
-    Role.AUDITOR: READING | {"operators", "audit", "platform_show", "quote", "migrations", "receipt", "standings"},
+    Role.AUDITOR: READING
+    | {"operators", "audit", "platform_show", "quote", "migrations", "receipt", "standings", "snapshots"},
     Role.OPERATOR: READING
     | {"operators", "platform_show", "quote", "create", "bind", "start", "stop", "destroy", "certify"}
-    | {"migrate", "migrations", "receipt", "abort", "standing_add", "standings"},
+    | {"migrate", "migrations", "receipt", "abort", "standing_add", "standings", "snapshots", "snapshot_drop"},
     Role.ADMIN: set(rules.RULES) - NOBODYS,
 }
 
