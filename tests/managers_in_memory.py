@@ -301,8 +301,9 @@ class _Registry:
         return self._living.record
 
     def get(self, name: str) -> SimpleNamespace:
-        run = self._living.record.run
-        return SimpleNamespace(run=run if run in self._living.processes else None)
+        record = self._living.record
+        run = record.run if record.run in self._living.processes else None
+        return SimpleNamespace(run=run, state=record.state)
 
     def start(self, name: str, *, power_on: bool) -> None:
         record = self._living.record
