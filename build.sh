@@ -6,7 +6,8 @@ cd "$(dirname "$0")"
 readonly VENV=.venv
 readonly PACKAGES=(
   qemu-system-x86 ovmf swtpm swtpm-tools mmdebstrap debian-archive-keyring tpm2-tools libtss2-dev libtss2-tcti-cmd0
-  libtss2-tcti-swtpm0 chromium shellcheck python3-venv python3-dev gcc pkg-config openssl util-linux git ca-certificates
+  libtss2-tcti-swtpm0 libvirt-daemon-driver-qemu libvirt-daemon libvirt-clients chromium shellcheck python3-venv
+  python3-dev gcc pkg-config openssl util-linux git ca-certificates
 )
 START=$SECONDS
 

@@ -57,7 +57,8 @@ def start_guest(host: Host, name: str, carrier: Carrier, narrator: Narrator) -> 
     guest = host.add_guest(name, carrier)
     guest.vm.agent.wait(_BOOT)
     await_device(guest)
-    narrator.say(f"{name}: /dev/tpmrm0 is there, channel {guest.channel} in the manager")
+    channel = host.links.admin("show", name=name)["channel"]
+    narrator.say(f"{name}: /dev/tpmrm0 is there, channel {channel} in the manager")
     return guest
 
 

@@ -10,6 +10,7 @@ import logging
 import threading
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from image.host.boots import BootCounter
@@ -32,7 +33,7 @@ class Guest:
         self.name = spec.name
         self.vm = Vm(spec, accelerator, restore=restore, arrives=arrives)
         self.uuid = self.vm.uuid
-        self.wire: Wire | None = None
+        self.wire: Wire | None = None  # None: its TPM is QEMU's, behind the host's shim
         self.channel = ""  # the wire's address in the manager
         self.boots = BootCounter(spec.directory / "boot")
         self.held = False  # at a reset that the manager has not acknowledged
@@ -95,10 +96,15 @@ class Guest:
 
 def spec(name: str, images: Path, directory: Path, vm: str = "") -> VmSpec:
     """A guest's machine below ``directory``. ``vm``: its UUID, kept there; "": the one that is kept, else a new one."""
+    return replace(unmodified(name, images, directory, vm), hold_resets=True)
+
+
+def unmodified(name: str, images: Path, directory: Path, vm: str = "") -> VmSpec:
+    """The same for one whose resets nobody has to hold: its TPM reports them."""
     own = directory / name
     own.mkdir(mode=0o700, parents=True, exist_ok=True)
     kept = own / "uuid"
     if not vm:
         vm = kept.read_text() if kept.exists() else str(uuid.uuid4())
     kept.write_text(vm)
-    return VmSpec(name, images / "guest", own, hold_resets=True, uuid=vm)
+    return VmSpec(name, images / "guest", own, uuid=vm)

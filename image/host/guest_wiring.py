@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 
 from image.host.guest import Guest
 from image.host.links import Links
@@ -27,6 +28,19 @@ class GuestWiring:
         """Plug the manager's end of the guest's channel."""
         if guest.wire is not None:
             guest.channel = guest.wire.plug_manager(manager)
+
+    def unplug(self, guest: Guest, manager: Vm | None) -> None:
+        """The guest's channel ends, in the manager too if its VM runs."""
+        with suppress(VtpmManagerError):
+            self._links.host("detach", name=guest.name)
+        if guest.wire is not None and guest.channel and manager is not None:
+            guest.wire.unplug(manager)
+
+    def replug(self, manager: Vm) -> None:
+        """Guests' channels ended in another VM: they end in this one again."""
+        for guest in [each for each in self._guests.values() if each.channel]:
+            self.unplug(guest, manager)
+            self.plug(guest, manager)
 
     def attach(self, guest: Guest) -> None:
         """Wire the vTPM to its channel, say which VM is there, and name the running boot."""
@@ -51,7 +65,7 @@ class GuestWiring:
         missing = []
         for guest in list(self._guests.values()):
             try:
-                if guest.boots.number:
+                if guest.wire is not None and guest.boots.number:
                     self.attach(guest)
             except StateError as error:
                 log.warning("guest %s waits for its next reset: %s", guest.name, error)

@@ -8,15 +8,13 @@ same hardware TPM.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 
-from image.host import accel, hwtpm, provision, wires
+from image.host import accel, hwtpm, provision, sparse, wires
 from image.host import guest as guests
 from image.host.guest import Guest
 from image.host.guest_wiring import GuestWiring
@@ -25,6 +23,7 @@ from image.host.links import Links
 from image.host.machine import VmSpec
 from image.host.network import Card, Switch
 from image.host.saved import Saved
+from image.host.shims import Shims
 from image.host.uplink import Uplink
 from image.host.vendor import VENDOR_CA
 from image.host.visits import Visits
@@ -64,6 +63,7 @@ class Host:
         (self.directory / "guests").mkdir(mode=0o700, parents=True, exist_ok=True)
         self.spawner = ThreadPoolExecutor(1, "spawner")  # lives as long as VMs that others ask for
         self.links = Links(self.directory)
+        self.shims = Shims(self.links, self.directory / "shims", self.spawner)
         self._wiring = GuestWiring(self.links, self.guests)
         self.uplink = Uplink(self.links, self.directory / "card.sock")
         self.visits = Visits(self.links, self.directory / "guests")
@@ -122,21 +122,16 @@ class Host:
         with self._lock:
             if self.manager is not None:
                 raise HostError("the manager VM runs already; stop it first")
-            self._provide_disks(saved)
+            if saved is not None:
+                saved.copy_disks(self.state_disk, self.directory / "manager/variables.fd", self.authority)
+            elif not self.state_disk.exists():
+                sparse.make(self.state_disk, STATE_DISK)
             new = saved is not None and arriving is Arriving.RESTORE
             self._hwtpm = hwtpm.provide(self._hwtpm, self.directory / "hwtpm", arriving, new=new)
             spec = replace(self.manager_spec(self._hwtpm.socket), stub_arguments=stub_arguments)
             self.manager = Vm(spec, self.accelerator, restore=saved.memory if saved else None)
             self.manager.go()
         return self.manager
-
-    def _provide_disks(self, saved: Saved | None) -> None:
-        state = self.state_disk
-        if saved is not None:
-            saved.copy_disks(state, self.directory / "manager/variables.fd", self.authority)
-        elif not state.exists():
-            with open(state, "xb") as disk:
-                os.truncate(disk.fileno(), STATE_DISK)
 
     def take_over(self, vm: Vm) -> None:
         """This VM, which has come from another host and serves, is the manager's from now on."""
@@ -158,13 +153,7 @@ class Host:
     def replug(self) -> None:
         """Guests' channels ended elsewhere: they end here again."""
         with self._lock:
-            manager = self.running_manager()
-            for guest in self.guests.values():
-                if guest.wire is not None and guest.channel:
-                    with suppress(VtpmManagerError):
-                        self.links.host("detach", name=guest.name)
-                    guest.wire.unplug(manager)
-                    self._wiring.plug(guest, manager)
+            self._wiring.replug(self.running_manager())
 
     def adopt(self, guest: Guest) -> None:
         """This host hears of its boots from now on."""
@@ -226,6 +215,8 @@ class Host:
     def add_guest(self, name: str, carrier: Carrier, saved: Saved | None = None, vm: str = "") -> Guest:
         """Start (or restore) a guest whose TPM is the manager's vTPM ``name``, which must exist. ``vm``: its UUID."""
         directory = self.directory / "guests"
+        if carrier is Carrier.SHIM:
+            return self.add_unmodified(name, vm)
         spec = guests.spec(name, self.images, directory, vm)
         guest = Guest(spec, self.accelerator, self._wiring.report, restore=saved.memory if saved else None)
         guest.wire = wires.make(carrier, name, directory)
@@ -236,16 +227,28 @@ class Host:
         guest.power_on()
         return guest
 
+    def add_unmodified(self, name: str, vm: str = "", *, firmware: bool = False, arrives: bool = False) -> Guest:
+        """A guest whose TPM is a device of QEMU's, from its first instruction. ``firmware``: through OVMF.
+
+        ``arrives``: it waits for another QEMU's memory; its vTPM, which is not here, comes with that.
+        """
+        spec = replace(guests.unmodified(name, self.images, self.directory / "guests", vm), firmware=firmware)
+        spec = replace(spec, hwtpm=self.shims.add(name, spec.uuid))
+        guest = self.guests[name] = Guest(spec, self.accelerator, lambda guest: True, arrives=arrives)
+        if not arrives:
+            guest.vm.go()
+        return guest
+
     def remove_guest(self, name: str) -> None:
         """End a guest and take its channel out of the manager."""
         with self._lock:
             guest = self.guests.pop(name)
         guest.end()  # first, and without the lock: while it is held at a reset it attaches again and again
+        if guest.wire is None:
+            self.shims.remove(name)
         with self._lock:
-            with suppress(VtpmManagerError):
-                self.links.host("detach", name=name)
-            if guest.wire is not None and guest.channel and self.manager is not None and self.manager.running():
-                guest.wire.unplug(self.manager)
+            running = self.manager is not None and self.manager.running()
+            self._wiring.unplug(guest, self.manager if running else None)
         guest.close()
 
     # -- the watcher ----------------------------------------------------------------------------------------
@@ -279,6 +282,7 @@ class Host:
         for guest in self.guests.values():
             guest.close()
         self.guests.clear()
+        self.shims.close()
         self.visits.close()
         if self.manager is not None:
             self.manager.close()
@@ -292,7 +296,5 @@ class Host:
     def __enter__(self) -> Host:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

@@ -12,6 +12,12 @@ _RECORD = struct.Struct(">QQ")
 _CHUNK = 1 << 20
 
 
+def make(path: Path, size: int) -> None:
+    """A new file of ``size`` zero bytes, none of which take room."""
+    with open(path, "xb") as file:
+        os.truncate(file.fileno(), size)
+
+
 def send(path: Path, fd: int) -> int:
     """Send the file; how many bytes of it were sent."""
     sent = 0

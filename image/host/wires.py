@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 
@@ -18,6 +19,7 @@ class Carrier(StrEnum):
 
     IVSHMEM = "ivshmem"
     VIRTIO_SERIAL = "virtio-serial"
+    SHIM = "shim"  # QEMU's own TPM device; its front end is on the host, all guests' over one port of the manager
 
 
 class Wire(ABC):
@@ -116,4 +118,8 @@ class PortWire(Wire):
 
 def make(carrier: Carrier, name: str, directory: Path) -> Wire:
     """The wire of guest ``name``; its sockets stand in ``directory``."""
-    return IvshmemWire(name, directory) if carrier is Carrier.IVSHMEM else PortWire(name, directory)
+    kinds: dict[Carrier, Callable[[str, Path], Wire]] = {
+        Carrier.IVSHMEM: IvshmemWire,
+        Carrier.VIRTIO_SERIAL: PortWire,
+    }
+    return kinds[carrier](name, directory)

@@ -22,14 +22,14 @@ _PORT = """# the guest's QEMU (the manager's QEMU listens at {socket} with its o
 
 
 _SHIM = """# the guest's QEMU; on the host runs the shim, which attaches the vTPM and reports its VM's boots (QEMU.md):
-#   python3 -m guest_frontend qemu CARRIER --host-link SOCKET --vtpm {name} --socket {socket} [--vm UUID]
+#   vtpm-qemu.service, and {file} with the VM's UUID in it
 -chardev socket,id=vtpm,path={socket}
 -tpmdev emulator,id=vtpm,chardev=vtpm
 -device tpm-crb,tpmdev=vtpm"""
 
 # libvirt's domain XML format, "TPM device"; the external backend exists since 9.0
-_LIBVIRT = """<!-- in <devices> of the domain; on the host runs the shim, with the domain's <uuid> (QEMU.md):
-     python3 -m guest_frontend qemu CARRIER, with host-link SOCKET, vtpm {name}, socket {socket}, vm UUID -->
+_LIBVIRT = """<!-- in <devices> of the domain; on each host where it may run: vtpm-qemu.service, the shim (QEMU.md), and
+     {file} with the domain's <uuid> in it -->
 <tpm model='tpm-crb'>
   <backend type='external'>
     <source type='unix' mode='connect' path='{socket}'/>
@@ -41,7 +41,7 @@ def libvirt_device(name: str, channel: str) -> str:
     """XML to paste; ConfigError for a channel that libvirt has no device for."""
     if channel.partition(":")[0] != "shim":
         raise ConfigError("libvirt has a TPM device for the shim: 'attach NAME shim --print libvirt'")
-    return _LIBVIRT.format(name=name, socket=f"/run/vtpm/{name}.sock")
+    return _LIBVIRT.format(**_shim_files(name))
 
 
 def qemu_arguments(name: str, channel: str) -> str:
@@ -53,8 +53,13 @@ def qemu_arguments(name: str, channel: str) -> str:
     if kind == "virtio-serial":
         return _PORT.format(socket=socket, port=argument or "NAME")
     if kind == "shim":
-        return _SHIM.format(name=name, socket=socket)
+        return _SHIM.format(**_shim_files(name))
     raise ConfigError("QEMU can have ivshmem, virtio-serial:NAME or shim; unix:PATH is for processes of this host")
+
+
+def _shim_files(name: str) -> dict[str, str]:
+    """Of one service for all guests of a host (vtpm-qemu.service)."""
+    return {"socket": f"/run/vtpm-qemu/{name}.sock", "file": f"/run/vtpm-qemu/{name}.guest"}
 
 
 def add_arguments(verbs: dict[str, argparse.ArgumentParser]) -> None:

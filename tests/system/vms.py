@@ -106,7 +106,10 @@ class Lab:
     def guest(self, name: str = "a", carrier: Carrier = Carrier.IVSHMEM, vm: str = "") -> Guest:
         """A guest with /dev/tpmrm0, its vTPM just created. ``vm``: its UUID, to which its vTPM is bound."""
         self.host.links.admin("create", name=name, vm=vm)
-        guest = self.host.add_guest(name, carrier, self._guest, vm)
+        saved = None if carrier is Carrier.SHIM else self._guest  # which was saved without a TPM
+        guest = self.host.add_guest(name, carrier, saved, vm)
+        if saved is None:
+            guest.vm.agent.wait(_CONSOLE)
         demo.await_device(guest)
         return guest
 

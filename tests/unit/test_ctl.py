@@ -150,7 +150,7 @@ def test_a_guest_with_a_port_is_told_which_one_and_connects_again() -> None:
 
 def test_a_vm_that_knows_nothing_is_given_a_tpm_device_in_front_of_the_shim(capsys: pytest.CaptureFixture[str]) -> None:
     assert options(wiring.qemu_arguments("web", "shim:web")) == [
-        "-chardev socket,id=vtpm,path=/run/vtpm/web.sock",
+        "-chardev socket,id=vtpm,path=/run/vtpm-qemu/web.sock",
         "-tpmdev emulator,id=vtpm,chardev=vtpm",
         "-device tpm-crb,tpmdev=vtpm",
     ]
@@ -159,7 +159,7 @@ def test_a_vm_that_knows_nothing_is_given_a_tpm_device_in_front_of_the_shim(caps
     assert (device.tag, device.get("model")) == ("tpm", "tpm-crb")
     backend = device[0]
     assert (backend.tag, backend.get("type")) == ("backend", "external")
-    assert backend[0].attrib == {"type": "unix", "mode": "connect", "path": "/run/vtpm/web.sock"}
+    assert backend[0].attrib == {"type": "unix", "mode": "connect", "path": "/run/vtpm-qemu/web.sock"}
     assert main.main(["attach", "web", "ivshmem", "--print", "libvirt"]) == 3
 
 
