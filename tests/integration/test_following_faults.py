@@ -59,6 +59,7 @@ class Lost(StrEnum):
     DESTINATION_SHIM = "shim of the destination"
     SOURCE_MANAGER = "manager of the source"
     DESTINATION_MANAGER = "manager of the destination"
+    BOTH_MANAGERS = "both managers"
 
 
 class Then(Enum):
@@ -118,6 +119,14 @@ MATRIX: dict[Lost, dict[Phase, tuple[Then, ...]]] = {
     },
     Lost.DESTINATION_MANAGER: {
         Phase.RUNS: (_T.CAME, _T.STAYED),
+        Phase.TICKET: (_T.CAME, _T.STAYED),
+        Phase.LOADED: (_T.CAME_RESET, _T.STAYED),
+        Phase.ASKED: (_T.CAME_RESET, _T.STAYED),
+        Phase.TOMBSTONE: (_T.CAME_RESET,),
+        Phase.SERVED: (_T.CAME_RESET,),
+    },
+    Lost.BOTH_MANAGERS: {
+        Phase.RUNS: (_T.STAYED_RESET,),
         Phase.TICKET: (_T.CAME, _T.STAYED),
         Phase.LOADED: (_T.CAME_RESET, _T.STAYED),
         Phase.ASKED: (_T.CAME_RESET, _T.STAYED),
@@ -208,6 +217,9 @@ class Scene:
             case Lost.SOURCE_MANAGER:
                 hosts.a.kill()
             case Lost.DESTINATION_MANAGER:
+                hosts.b.kill()
+            case Lost.BOTH_MANAGERS:
+                hosts.a.kill()
                 hosts.b.kill()
         for each in (hosts.a, hosts.b):
             losing.lose(each)
