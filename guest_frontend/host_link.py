@@ -15,8 +15,19 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from manager_vm.errors import BusyError, ConfigError, ProtocolError, StateError, UnknownVtpmError, UnreachableError
+from manager_vm.errors import (
+    BusyError,
+    ConfigError,
+    MigrationError,
+    ProtocolError,
+    StateError,
+    UnknownVtpmError,
+    UnreachableError,
+    VtpmManagerError,
+)
+from manager_vm.protocol.lifecycle import State
 from manager_vm.wire import admin, framing
+from manager_vm.wire.migration import Cause
 
 log = logging.getLogger(__name__)
 
@@ -65,11 +76,12 @@ class HostLink:
         return self._insist(once, limit)
 
     def waits_for_ticket(self, limit: float) -> bool:
-        """Whether the vTPM is not here, or parked for whoever has a ticket."""
+        """Whether the vTPM is not here, or parked for whoever has a ticket, or has come and was not asked for yet."""
         try:
-            return bool(self.record(limit)["ticket"])
+            found = self.record(limit)
         except UnknownVtpmError:
             return True
+        return bool(found["ticket"]) or found["state"] == State.ARRIVING
 
     def expect(self, limit: float, *, over: bool = False) -> None:
         """The VM may come with a ticket soon: managers agree beforehand; ``over``: it does not come."""
@@ -176,6 +188,12 @@ class HostLink:
         if self._stop in ready:
             raise UnreachableError("told to end")
         return bool(ready)
+
+
+def is_final(error: VtpmManagerError) -> bool:
+    """Whether this answer to ``name_boot`` says that the vTPM has gone on elsewhere, and does not come for this VM."""
+    void = isinstance(error, MigrationError) and error.cause == Cause.REPLAYED.word
+    return void or isinstance(error, UnknownVtpmError)
 
 
 def _message(frame: framing.Frame) -> admin.AdminMessage | None:

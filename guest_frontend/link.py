@@ -94,6 +94,11 @@ class Link:
         self._client.abandon()
 
     @property
+    def written(self) -> bool:
+        """Whether a command was written that has no answer."""
+        return self._client.written
+
+    @property
     def asking(self) -> bool:
         """Whether a question for evidence is open."""
         return self._client.asking

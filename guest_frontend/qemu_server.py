@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from guest_frontend.host_link import HostLink
+from guest_frontend.host_link import HostLink, is_final
 from guest_frontend.link import Link
 from guest_frontend.qemu_session import Answer, Execute, GoOn, Leave, PowerOn, Redeem, Session
 from manager_vm.errors import RemoteProtocolError, VtpmManagerError
@@ -43,7 +43,13 @@ class Power:
         self._connected = connected
         self._host = host
         self._named = True  # the manager has just acknowledged it
+        self._gone = False  # the vTPM is elsewhere, for good
         self.link = connected(self._introduce)
+
+    @property
+    def lost(self) -> bool:
+        """Whether the command under way was written and nobody will answer it."""
+        return self._gone and self.link.written
 
     def give_up(self) -> None:
         """The command under way has no answer. A new session: the old one's answer is never taken for another's."""
@@ -58,8 +64,9 @@ class Power:
                 self._host.name_boot(self._number, _NAME_LIMIT, self._ticket)
             except VtpmManagerError as error:
                 log.warning("the manager does not take it that boot %d runs: %s", self._number, error)
+                self._gone = is_final(error)
                 return False
-        self._named = False  # for the next connection
+        self._named = self._gone = False  # for the next connection
         return True
 
 
@@ -169,8 +176,8 @@ class Server:
             if client.late(now):
                 log.warning("QEMU is let go: it has sent half a message and nothing since")
                 self._drop()
-        if power is not None and power.since is not None and now - power.since > COMMAND_LIMIT:
-            log.warning("a command has no answer for %.0f s; its outcome is unknown", COMMAND_LIMIT)
+        if power is not None and power.since is not None and (power.lost or now - power.since > COMMAND_LIMIT):
+            log.warning("a command has no answer for %.1f s; its outcome is unknown", now - power.since)
             power.give_up()
             self._reply(_FAILURE)
 

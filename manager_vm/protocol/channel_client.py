@@ -81,6 +81,11 @@ class ChannelClient:
         return not self._quotes.idle
 
     @property
+    def written(self) -> bool:
+        """Whether the outstanding command was written: its outcome is the manager's to tell."""
+        return self._pending is not None and self._pending.written
+
+    @property
     def idle(self) -> bool:
         """Whether no command is outstanding."""
         return self._pending is None

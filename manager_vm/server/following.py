@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from manager_vm.errors import BoundError, ConfigError, MigrationError, RemoteProtocolError, StateError
@@ -167,9 +168,15 @@ class Following:
         move = moves.open_one(self._local.manifest.contents, record.uuid)
         if move is None or move.out or not move.pulled or move.state != DestinationState.PREPARED:
             raise StateError(f"vTPM {record.name!r} waits for no VM here")
+        if not self._moving.surely_unused(move):
+            raise StateError(
+                f"vTPM {record.name!r} may have served its VM before this manager was started; it goes back when the "
+                "VM goes on at the source, or by an operator's 'abort'"
+            )
         word = self._moving.ledger.give_up(move.id, "", "its VM did not begin to run here")
-        if word is not None:
-            self._moving.tell(move, word)
+        with suppress(MigrationError):  # it asks, or is told when it does
+            if word is not None:
+                self._moving.tell(move, word)
 
 
 def _vm(args: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ from manager_vm.config import Config
 from manager_vm.errors import ConfigError, MigrationError, StateError, VtpmManagerError
 from manager_vm.net import Cards
 from manager_vm.protocol.handover import DestinationState, SourceState
+from manager_vm.protocol.lifecycle import State
 from manager_vm.server import peer_link
 from manager_vm.server.ahead import Ahead, Waiting
 from manager_vm.server.guest_gate import Gates
@@ -101,13 +102,22 @@ class Moving:
     def close(self) -> None:
         """No new moves; those under way end as if the network had.
 
-        What was pulled and not asked for stays with who has it: behind a restart nobody could tell whether it served.
+        What was pulled and surely not used stays with who has it: behind a restart nobody could tell whether it served.
         """
         for move in self._ledger.open():
             if not move.out and move.pulled and move.state == DestinationState.PREPARED:
                 with suppress(VtpmManagerError):
-                    self._ledger.give_up(move.id, "", "the manager ends; its VM's host asks for it again")
+                    if self.surely_unused(move):
+                        self._ledger.give_up(move.id, "", "the manager ends; its VM's host asks for it again")
         self._tasks.close()
+
+    def surely_unused(self, move: Move) -> bool:
+        """Whether a vTPM that is PREPARED has executed nothing here: it still waits in a process of this start.
+
+        Of an earlier one nobody can tell: its COMMIT lay in a file, which whoever has the disk can take away.
+        """
+        vtpm = self._registry.get(move.name)
+        return vtpm.run is not None and vtpm.state is State.ARRIVING
 
     def migrate(self, args: dict[str, Any]) -> dict[str, Any]:
         """Move vTPM ``name`` by ``order`` to the manager at ``to``; ``dry_run``: all but the move itself.

@@ -9,8 +9,8 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -75,6 +75,15 @@ class Hosts:
 
     def migrate(self, to: Manager) -> float:
         """As QEMU does it; seconds for which the VM stood still."""
+        there, stopped = self.arrived(to)
+        there.go()
+        downtime = time.monotonic() - stopped
+        self.vm.close()
+        self.vm = there
+        return downtime
+
+    def arrived(self, to: Manager, halfway: Callable[[], None] = lambda: None) -> tuple[Vm, float]:
+        """It is all there and has not begun to run; when it had to stop. ``halfway``: before it does."""
         there = self.machine(to, arrives=True)
         try:
             incoming, out = Incoming(there), Outgoing(self.vm)
@@ -82,27 +91,25 @@ class Hosts:
             with closing(Tap(there.spec.directory / "tap.sock", there.spec.directory / "ram.sock")) as tap:
                 out.start(f"unix:{tap.path}")
                 out.await_last_round()
+                halfway()
                 stopped = time.monotonic()
                 out.trickle(False)
                 out.finish()
                 incoming.await_arrived()
-                there.go()
-                downtime = time.monotonic() - stopped
                 self.streams.append(bytes(tap.seen))
         except BaseException:
             there.close()
             raise
-        self.vm.close()
-        self.vm = there
-        return downtime
+        return there, stopped
 
     def has(self) -> list[Manager]:
         """Who has the vTPM."""
         return [each for each in (self.site.a, self.site.b) if each.ctl("list")]
 
 
-@pytest.fixture
-def hosts() -> Iterator[Hosts]:
+@contextmanager
+def two_hosts() -> Iterator[Hosts]:
+    """The VM is up at the first."""
     with short_directory() as directory, ExitStack() as stack:
         managers = []
         for name in ("m", "n"):
@@ -117,6 +124,12 @@ def hosts() -> Iterator[Hosts]:
         stack.callback(lambda: found.vm.close())
         found.vm.go()
         found.vm.agent.wait(400)
+        yield found
+
+
+@pytest.fixture
+def hosts() -> Iterator[Hosts]:
+    with two_hosts() as found:
         yield found
 
 

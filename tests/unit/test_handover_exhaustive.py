@@ -8,7 +8,6 @@ destinations; either operator may give up at any time.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
@@ -28,6 +27,7 @@ from manager_vm.protocol.handover import (
     step,
 )
 from manager_vm.wire.migration import Kind
+from tests.exhaustive import changed, leading_to, walk
 
 MOVES = (0, 1)
 TO_SOURCE = {Kind.PREPARED, Kind.COMMITTED, Kind.RELEASED}
@@ -146,36 +146,17 @@ def finished(world: World) -> bool:
     return all(side.state is None or is_over(side.state) for side in sides) and not any(side.todo for side in sides)
 
 
-def walk(model: Model) -> dict[World, list[World]]:
-    """Every reachable world -> what it can become."""
-    start = World()
-    graph: dict[World, list[World]] = {}
-    todo = deque([start])
-    while todo:
-        world = todo.popleft()
-        if world not in graph:
-            graph[world] = list(successors(model, world))
-            todo.extend(graph[world])
-    return graph
+def graph_of(model: Model) -> dict[World, list[World]]:
+    return walk(World(), lambda world: successors(model, world))
 
 
 def faults(model: Model) -> set[str]:
     """What is wrong in some reachable world."""
-    graph = walk(model)
+    graph = graph_of(model)
     found = {"two copies" for world in graph if runnable(world) > 1}
     found |= {"no copy is left" for world in graph if not kept(world)}
     good = {world for world in graph if finished(world) and runnable(world) == 1}
-    before: dict[World, list[World]] = {world: [] for world in graph}
-    for world, following in graph.items():
-        for each in following:
-            before[each].append(world)
-    alive, todo = set(good), list(good)
-    while todo:
-        for world in before[todo.pop()]:
-            if world not in alive:
-                alive.add(world)
-                todo.append(world)
-    if len(alive) < len(graph):
+    if len(leading_to(good, graph)) < len(graph):
         found.add("stuck")
     found |= {"no receipt" for world in good for move in MOVES if not receipted(world, move)}
     return found
@@ -192,25 +173,12 @@ def receipted(world: World, move: int) -> bool:
 @pytest.mark.parametrize("one_destination", [False, True])
 def test_there_are_never_two_runnable_copies_and_never_none_for_ever(one_destination: bool) -> None:
     model = Model(one_destination=one_destination)
-    assert len(walk(model)) > 1000
+    assert len(graph_of(model)) > 1000
     assert faults(model) == set()
 
 
 def test_only_an_admin_who_declares_a_living_destination_dead_makes_two() -> None:
     assert "two copies" in faults(Model(dead=True))  # and they stay two: nothing heals it
-
-
-def changed(table: Table, **changes: Step | None) -> Table:
-    """``table`` with the rows STATE__EVENT replaced, or dropped."""
-    rows = dict(table)
-    for name, new in changes.items():
-        state, _, event = name.partition("__")
-        states = SourceState if table is SOURCE else DestinationState
-        key = (None if state == "NOTHING" else states[state], Event[event])
-        rows.pop(key, None)
-        if new is not None:
-            rows[key] = new
-    return rows
 
 
 @pytest.mark.parametrize(
