@@ -16,7 +16,7 @@ usage() {
 usage: ./build.sh run             build what is missing, boot manager + guest, show a guest using its TPM
        ./build.sh test [SUITE]    core proofs; SUITE: unit | integration | system | full (everything, keeps a report)
        ./build.sh image [ARGS]    build the appliance and the guest image (ARGS for `python3 -m image.builder`)
-       ./build.sh bench [NAME]    benchmarks (command, compare, hierarchy, migrate, relocate; NAME --help: its options);
+       ./build.sh bench [NAME]    benchmarks (command, compare, follow, hierarchy, migrate, relocate; NAME --help: its options);
                                   JSON and HTML under build/bench
        ./build.sh clean           remove build/ and .venv of this checkout
 

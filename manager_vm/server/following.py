@@ -71,9 +71,11 @@ class Following:
             return
         move = moves.open_one(self._local.manifest.contents, record.uuid)
         if record.state is State.ARRIVING and move is not None and move.pulled:
+            began = time.monotonic()
             word = self._moving.ledger.again(move.id)
             if word is not None:
                 self._moving.tell(move, word)
+            log.info("vTPM %s: its VM has it after %.3f s", name, time.monotonic() - began)
 
     def _ticket(self, args: dict[str, Any]) -> dict[str, Any]:
         """The VM of vTPM ``name`` leaves, or is saved."""
@@ -135,7 +137,7 @@ class Following:
         if not self._agreed_ahead(ticket, data):
             self._ask(ticket, data)
         took = time.monotonic() - began
-        log.info("vTPM %s: here from %s after %.2f s", ticket.name, ticket.platform, took)
+        log.info("vTPM %s: here from %s after %.3f s", ticket.name, ticket.platform, took)
 
     def _agreed_ahead(self, ticket: Ticket, data: bytes) -> bool:
         """Whether it has come over what was agreed on before; else it has to be asked for from the beginning."""

@@ -19,6 +19,7 @@ from tests.bench.report import Report
 BENCHMARKS = {
     "command": "tests.bench.command",
     "compare": "tests.bench.compare",
+    "follow": "tests.bench.follow",
     "hierarchy": "tests.bench.hierarchy",
     "migrate": "tests.bench.migrate",
     "relocate": "tests.bench.relocate",

@@ -57,3 +57,38 @@ def test_memory_that_has_stopped_moving_is_given_up_after_five_minutes(outgoing:
     assert 300 < qemu.now < 330
     with pytest.raises(HostError, match="the memory has arrived"):
         out.finish()
+
+
+class Watching(Qemu):
+    """Remembers what was asked, and how fast it may send."""
+
+    def __init__(self) -> None:
+        super().__init__(1 << 20)
+        self.asked: list[str] = []
+        self.running = True
+        self.bandwidth = 0
+
+    def execute(self, command: str, **args: Any) -> Any:
+        if command in ("stop", "cont", "migrate", "migrate-continue"):
+            self.asked.append(command)
+            self.running = command == "cont" or (command != "stop" and self.running)
+        self.bandwidth = args.get("max_bandwidth", self.bandwidth)
+        return {"running": self.running} if command == "query-status" else super().execute(command, **args)
+
+
+@pytest.mark.parametrize("outgoing", [Watching()], indirect=True)
+def test_the_vm_stands_still_when_qemu_begins_to_note_what_it_writes(outgoing: tuple[Qemu, Outgoing]) -> None:
+    qemu, out = outgoing
+    assert isinstance(qemu, Watching)
+    out.start("unix:x")
+    assert qemu.asked == ["stop", "migrate", "cont"]
+
+
+@pytest.mark.parametrize("outgoing", [Watching()], indirect=True)
+def test_nothing_more_is_sent_until_the_vm_has_stopped_and_then_all_at_once(outgoing: tuple[Qemu, Outgoing]) -> None:
+    qemu, out = outgoing
+    assert isinstance(qemu, Watching)
+    out.trickle(False)
+    assert qemu.bandwidth == transfer._TRICKLE
+    out.finish()
+    assert qemu.bandwidth == transfer._FULL_SPEED and qemu.asked == ["migrate-continue"]

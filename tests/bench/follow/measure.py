@@ -1,0 +1,143 @@
+"""The same VM moved by QEMU on both ways, in turns."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, cast
+
+from image.host import accel
+from image.host.machine import VmSpec
+from image.host.process import Process
+from image.host.vm import Vm
+from manager_vm.errors import HostError
+from tests.integration.harness import Manager, until
+from tests.system import test_follow, vms
+from tests.system.test_follow import Hosts
+from tests.system.test_move import Client
+
+FOLLOWS, HOST = "follows", "host swtpm"
+_BOOT = 400.0
+_PARTS = {
+    "ticket": re.compile(r"its vTPM is parked after ([0-9.]+) s"),
+    "redeem": re.compile(r"here from .* after ([0-9.]+) s"),
+    "taken": re.compile(r"its VM has it after ([0-9.]+) s"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Milliseconds. ``parts``: of ours."""
+
+    way: str
+    downtime: float
+    stood: float
+    total: float
+    longest: float
+    parts: dict[str, float] = field(default_factory=dict)
+
+
+class Plain(Hosts):
+    """Hosts without us: each QEMU has a swtpm, which begins empty."""
+
+    def __init__(self, directory: Path, stack: ExitStack) -> None:
+        super().__init__(directory, cast(Any, None), {})
+        self._stack = stack
+
+    def machine(self, at: Manager, *, arrives: bool) -> Vm:
+        """The next one, wherever that is."""
+        self._count += 1
+        directory = self.directory / f"vm{self._count}"
+        state = directory / "tpm"
+        state.mkdir(parents=True)
+        path = directory / "tpm.ctrl"
+        argv = ["swtpm", "socket", "--tpm2", "--tpmstate", f"dir={state}", "--ctrl", f"type=unixio,path={path}"]
+        self._stack.callback(Process("swtpm", argv, directory / "swtpm.log").close)
+        until(path.exists, what="swtpm listens")
+        spec = VmSpec("guest", vms.IMAGES / "guest", directory, hwtpm=path)
+        return Vm(spec, accel.choose(self.directory / "accelerator", vms.IMAGES / "guest"), arrives=arrives)
+
+
+class Way:
+    """One VM with its client; it stands still while the other way is measured."""
+
+    def __init__(self, name: str, hosts: Hosts, places: list[Manager]) -> None:
+        self.name = name
+        self._hosts = hosts
+        self._places = places
+        self.client = Client(hosts.vm.agent, patient=True)
+        self.client.go_on()
+        hosts.vm.qmp.execute("stop")
+
+    def move(self) -> Move:
+        """To the next place, while the client works."""
+        hosts, to = self._hosts, self._places[0]
+        hosts.vm.go()
+        before = self.client.go_on()
+        said = {place: len(self._log(place)) for place in self._places}
+        began = time.monotonic()
+        there, stopped = hosts.arrived(to)
+        there.go()
+        now = time.monotonic()
+        downtime = float(hosts.vm.qmp.execute("query-migrate")["downtime"])
+        hosts.vm.close()
+        hosts.vm = there
+        self.client.follow(there.agent)
+        self.client.go_on()
+        longest = self._longest(before)
+        there.qmp.execute("stop")
+        self._places.reverse()
+        new = "".join(self._log(place)[said[place] :] for place in said)
+        parts = {name: 1000 * float(found[-1]) for name, words in _PARTS.items() if (found := words.findall(new))}
+        return Move(self.name, downtime, 1000 * (now - stopped), 1000 * (now - began), longest, parts)
+
+    def _longest(self, before: int) -> float:
+        lines = self._hosts.vm.agent.check("cat /tmp/log").splitlines()[before - 1 :]
+        times = [float(line.split()[1]) for line in lines]
+        return 1000 * max(later - sooner for sooner, later in pairwise(times))
+
+    def _log(self, place: Manager) -> str:
+        """Of manager and shim there."""
+        if place not in self._hosts.shims:
+            return ""
+        return place.log() + self._hosts.shims[place].log()
+
+
+def moves(rounds: int, tell: Callable[[str], None]) -> list[Move]:
+    """``rounds`` of each way, in turns, and one before that is not counted."""
+    found = []
+    with _ways(tell) as ways:
+        for number in range(rounds + 1):
+            for way in ways if number % 2 else reversed(ways):
+                move = way.move()
+                tell(f"{way.name}: downtime {move.downtime:.0f} ms, stop to go {move.stood:.0f} ms")
+                found += [move] if number else []
+        for way in ways:
+            if not (end := _end(way)).startswith("ok "):
+                raise HostError(f"{way.name}: the client in the guest saw an error: {end}")
+    return found
+
+
+def _end(way: Way) -> str:
+    way._hosts.vm.go()
+    return way.client.end()
+
+
+@contextmanager
+def _ways(tell: Callable[[str], None]) -> Iterator[list[Way]]:
+    with ExitStack() as stack:
+        tell(f"{FOLLOWS}: booting its VM")
+        hosts = stack.enter_context(test_follow.two_hosts())
+        ours = Way(FOLLOWS, hosts, [hosts.site.b, hosts.site.a])
+        tell(f"{HOST}: booting its VM")
+        plain = Plain(stack.enter_context(vms.short_directory()), stack)
+        plain.vm = plain.machine(hosts.site.a, arrives=False)
+        stack.callback(lambda: plain.vm.close())
+        plain.vm.go()
+        plain.vm.agent.wait(_BOOT)
+        yield [ours, Way(HOST, plain, [hosts.site.a, hosts.site.b])]
