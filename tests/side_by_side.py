@@ -16,7 +16,17 @@ from typing import IO
 
 ROOT = Path(__file__).parents[1]
 VMS = "tests/system"
-_WITH_MOVES = ("evidence", "following", "hierarchies", "migration", "page", "relocation", "semantics", "tunnel")
+_WITH_MOVES = (
+    "evidence",
+    "following",
+    "following_faults",
+    "hierarchies",
+    "migration",
+    "page",
+    "relocation",
+    "semantics",
+    "tunnel",
+)
 MOVES = tuple(f"tests/integration/test_{each}.py" for each in _WITH_MOVES)
 
 

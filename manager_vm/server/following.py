@@ -22,12 +22,12 @@ from manager_vm.server.move_rules import Local
 from manager_vm.server.moving import Moving
 from manager_vm.server.peer_link import PeerLink
 from manager_vm.store import moves
-from manager_vm.store.records import VtpmRecord
+from manager_vm.store.records import Move, VtpmRecord
 from manager_vm.vtpm import binding, snapshots
 from manager_vm.vtpm.registry import Registry
 from manager_vm.wire import ticket as tickets
 from manager_vm.wire.admin import Request
-from manager_vm.wire.migration import Offer, Pull, Refuse
+from manager_vm.wire.migration import Handover, Offer, Pull, Refuse
 from manager_vm.wire.ticket import Ticket
 
 log = logging.getLogger(__name__)
@@ -74,8 +74,16 @@ class Following:
             began = time.monotonic()
             word = self._moving.ledger.again(move.id)
             if word is not None:
-                self._moving.tell(move, word)
+                self._say(move, word)
             log.info("vTPM %s: its VM has it after %.3f s", name, time.monotonic() - began)
+
+    def _say(self, move: Move, word: Handover) -> None:
+        """MigrationError if the source cannot be asked; one that has no more to say when all is over is none."""
+        try:
+            self._moving.tell(move, word)
+        except MigrationError:
+            if not self._moving.ledger.get(move.id).ended:
+                raise
 
     def _ticket(self, args: dict[str, Any]) -> dict[str, Any]:
         """The VM of vTPM ``name`` leaves, or is saved."""

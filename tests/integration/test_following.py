@@ -127,6 +127,7 @@ def test_a_vm_that_moves_takes_its_vtpm_along_and_back_and_its_stream_has_no_sta
             with hosts.shim_a.qemu().power_on().arrive(back) as home:
                 assert pcr(home) == value
                 assert hosts.has() == ["a"] and hosts.a.show("v")["generation"] == 3
+    assert "its VM has it after" in hosts.b.log() and "WARNING manager_vm.server.wanted" not in hosts.b.log()
     (first, *_), (arrived, *_) = hosts.a.ctl("migrations"), hosts.b.ctl("migrations")
     assert (first["state"], arrived["state"]) == ("done", "committed")
     assert first["receipt"]["received"] == arrived["receipt"]["sent"]

@@ -79,7 +79,7 @@ class Way:
         hosts, to = self._hosts, self._places[0]
         hosts.vm.go()
         before = self.client.go_on()
-        said = {place: len(self._log(place)) for place in self._places}
+        said = [len(each) for each in self._logs()]
         began = time.monotonic()
         there, stopped = hosts.arrived(to)
         there.go()
@@ -91,9 +91,9 @@ class Way:
         self.client.go_on()
         longest = self._longest(before)
         there.qmp.execute("stop")
-        self._places.reverse()
-        new = "".join(self._log(place)[said[place] :] for place in said)
+        new = "\n".join(each[length:] for each, length in zip(self._logs(), said, strict=True))
         parts = {name: 1000 * float(found[-1]) for name, words in _PARTS.items() if (found := words.findall(new))}
+        self._places.reverse()
         return Move(self.name, downtime, 1000 * (now - stopped), 1000 * (now - began), longest, parts)
 
     def _longest(self, before: int) -> float:
@@ -101,11 +101,9 @@ class Way:
         times = [float(line.split()[1]) for line in lines]
         return 1000 * max(later - sooner for sooner, later in pairwise(times))
 
-    def _log(self, place: Manager) -> str:
-        """Of manager and shim there."""
-        if place not in self._hosts.shims:
-            return ""
-        return place.log() + self._hosts.shims[place].log()
+    def _logs(self) -> list[str]:
+        """Of managers and shims."""
+        return [log() for place, shim in self._hosts.shims.items() for log in (place.log, shim.log)]
 
 
 def moves(rounds: int, tell: Callable[[str], None]) -> list[Move]:
