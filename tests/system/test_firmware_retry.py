@@ -1,4 +1,4 @@
-"""What firmware makes of TPM_RC_RETRY, and so why the shim lets OVMF wait instead (QEMU.md, section 6). A bare swtpm."""
+"""What firmware makes of TPM_RC_RETRY, and so why the shim has OVMF wait instead (QEMU.md, section 6). A bare swtpm."""
 
 from __future__ import annotations
 
