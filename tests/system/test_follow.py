@@ -109,7 +109,7 @@ class Hosts:
 
 
 @contextmanager
-def two_hosts() -> Iterator[Hosts]:
+def two_hosts(make: Callable[[Path, Site, dict[Manager, Shim]], Hosts] = Hosts) -> Iterator[Hosts]:
     """The VM is up at the first."""
     with short_directory() as directory, ExitStack() as stack:
         managers = []
@@ -120,7 +120,7 @@ def two_hosts() -> Iterator[Hosts]:
         site.a.ctl("create", "v", "--vm", VM)
         ordered(site)
         shims = {each: stack.enter_context(shimmed(each, "v", VM)) for each in managers}
-        found = Hosts(directory, site, shims)
+        found = make(directory, site, shims)
         found.vm = found.machine(site.a, arrives=False)
         stack.callback(lambda: found.vm.close())
         found.vm.go()
