@@ -165,9 +165,12 @@ class Landing:
         self._move_in(vm)
 
     def _word(self) -> dict[str, bytes]:
-        """That the manager is here, for the source."""
+        """That the manager is here, for the source: also where its card makes trouble."""
         word: dict[str, bytes] = self._host.links.host("relocate_claimed", timeout=_CLAIM)
-        self._host.plug_card()
+        try:
+            self._host.plug_card()
+        except VtpmManagerError as error:
+            log.error("the manager that has come has no network: %s; restart its VM when it serves nobody", error)
         return word
 
     def _boot(self) -> None:

@@ -106,6 +106,8 @@ class Server:
                     f"{request.verb[:40]!r} is not served here; there are: {', '.join(self._verbs)}"
                 )
             return Reply(request.id, perform(tell, **request.args))
+        except UnreachableError as error:  # a manager; who asks would take it for this program
+            return Reply(request.id, error=HostError(str(error)))
         except VtpmManagerError as error:
             return Reply(request.id, error=error)
         except OSError as error:

@@ -8,10 +8,11 @@ from pathlib import Path
 from image.host.links import Links
 from image.host.network import Card
 from image.host.vm import Vm
-from manager_vm.errors import StateError
+from manager_vm.errors import StateError, UnreachableError
 
 _TAKEN_UP = 30.0  # seconds for the VM's kernel to find a plugged card
 _PAUSE = 0.5
+_SAY = 5.0  # seconds for the answer: what is lost while a VM wakes up is said again
 
 
 class Uplink:
@@ -23,7 +24,7 @@ class Uplink:
         self._links = links
 
     def plug(self, manager: Vm) -> None:
-        """Plug the card and have the manager set it up; StateError if its kernel does not take it up."""
+        """Plug the card and have the manager set it up. StateError: its kernel does not find it; UnreachableError."""
         if self.card is None:
             return
         manager.plug_card("card", self.card)
@@ -31,7 +32,7 @@ class Uplink:
         while True:
             try:
                 return self.say()
-            except StateError:
+            except (StateError, UnreachableError):
                 if time.monotonic() > deadline:
                     raise
             time.sleep(_PAUSE)
@@ -45,7 +46,8 @@ class Uplink:
         """Tell the manager what its card has: after each start of its daemon too."""
         if self.card is not None:
             card = self.card
-            self._links.host("network", mac=card.mac, addresses=list(card.addresses), gateway=card.gateway)
+            addresses = list(card.addresses)
+            self._links.host("network", timeout=_SAY, mac=card.mac, addresses=addresses, gateway=card.gateway)
 
     def close(self) -> None:
         """Idempotent."""

@@ -150,7 +150,7 @@ CELLS = [(lost, phase, then) for lost, row in MATRIX.items() for phase, all_ in 
 
 
 def read_counter(qemu: FakeQemu) -> bytes:
-    return bytes(qemu.execute(tpm.nv_read(COUNTER, 0, 8)))
+    return bytes(qemu.insist(tpm.nv_read(COUNTER, 0, 8)))
 
 
 class Scene:
@@ -165,7 +165,7 @@ class Scene:
         define = tpm.nv_define_space(COUNTER, _COUNTER, 8, authority=tpm.TPM_RH_OWNER)
         for command in (define, raw.nv_increment(COUNTER), raw.pcr_extend(16), KERNEL):
             assert raw.rc(self.stayed.execute(command)) == 0
-        self.value, self.count = self.stayed.execute(raw.pcr_read(16))[-32:], read_counter(self.stayed)
+        self.value, self.count = self.stayed.insist(raw.pcr_read(16))[-32:], read_counter(self.stayed)
         if ahead:
             self._there_and_back()
         self.came = hosts.shim_b.qemu().power_on()
@@ -189,8 +189,10 @@ class Scene:
         if phase in LOSSES:
             kind = LOSSES[phase]
             losing.lose(self.hosts.a if kind is Kind.COMMIT else self.hosts.b, kind)
-            answer = raw.rc(self.came.execute(raw.pcr_read(16)))
-            assert answer == (0 if phase is Phase.SERVED else tpm.RC.TPM_RC_RETRY)
+            if phase is Phase.SERVED:
+                assert answer(self.came) == 0
+            else:
+                assert raw.rc(self.came.execute(raw.pcr_read(16))) == tpm.RC.TPM_RC_RETRY
             there = "offered" if phase is Phase.ASKED else "tombstone"
             until(lambda: self.hosts.a.ctl("migrations")[-1]["state"] == there, 5.0, phase)
 
@@ -244,15 +246,8 @@ class Scene:
 
 
 def answer(qemu: FakeQemu) -> int:
-    """Of its TPM, in the end: as a kernel a VM asks again on TPM_RC_RETRY."""
-    found: list[int] = []
-
-    def asked() -> bool:
-        found.append(raw.rc(qemu.execute(raw.pcr_read(16))))
-        return found[-1] != tpm.RC.TPM_RC_RETRY
-
-    until(asked, _PATIENCE, "the TPM answers")
-    return found[-1]
+    """Of its TPM, in the end."""
+    return raw.rc(qemu.insist(raw.pcr_read(16)))
 
 
 def check_vm(scene: Scene, qemu: FakeQemu, then: Then) -> None:
@@ -262,9 +257,9 @@ def check_vm(scene: Scene, qemu: FakeQemu, then: Then) -> None:
         assert answer(qemu) == tpm.RC.TPM_RC_FAILURE
         qemu.boot()
     assert answer(qemu) == 0
-    assert qemu.execute(raw.pcr_read(16))[-32:] == value
+    assert qemu.insist(raw.pcr_read(16))[-32:] == value
     assert read_counter(qemu) == scene.count
-    assert raw.rc(qemu.execute(raw.nv_increment(COUNTER))) == 0
+    assert raw.rc(qemu.insist(raw.nv_increment(COUNTER))) == 0
 
 
 def check_places(hosts: Hosts, then: Then, *, waits: bool = False) -> None:
@@ -324,7 +319,7 @@ def check(scene: Scene, lost: Lost, phase: Phase, then: Then, *, ahead: bool = F
         check_vm(scene, qemu, then)
         check_places(scene.hosts, then, waits=ahead)
         check_other(scene, qemu)
-        assert raw.rc(qemu.execute(raw.pcr_read(16))) == 0
+        assert answer(qemu) == 0
     finally:
         scene.close()
 

@@ -34,7 +34,7 @@ def kept(hosts: Hosts) -> list[str]:
 
 
 def done(qemu: FakeQemu, command: bytes) -> bytes:
-    answer = qemu.execute(command)
+    answer = qemu.insist(command)
     assert raw.rc(answer) == 0
     return answer
 
