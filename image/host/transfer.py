@@ -16,12 +16,13 @@ from manager_vm.errors import HostError
 
 _DISK = "state"  # QEMU's drive, also the export's name
 _JOB = "mirror"
-_TRICKLE = 64 << 10  # bytes/s
+_TRICKLE = 4 << 10  # bytes/s: a page that is zero takes 9 bytes
 _FULL_SPEED = 1 << 40
-_FIRST_SPEED = 128 << 20  # bytes/s of the first round: so that its end is seen before it is over
+_FIRST_SPEED, _SLOWER = 128 << 20, 32 << 20  # bytes/s of the first round of a VM that is emulated
+_SLOWER_FROM = 96 << 20  # bytes of memory that are left then
 _STOPS = 2_000_000  # ms, QEMU's most: a VM that may be stopped so long stops at once
 _SOON = (4 << 20, 32 << 20)  # bytes of memory that are left when the last round is near, at least and at most
-_AHEAD = 0.3  # seconds of the stream, likewise
+_AHEAD = 1.0  # seconds of the stream, likewise: a busy machine looks late
 _POLL = 0.02
 _PATIENCE = 300.0  # seconds for a disk, or in which no memory moves
 _OVER = ("completed", "failed", "cancelled")
@@ -33,6 +34,7 @@ class Outgoing:
     def __init__(self, vm: Vm) -> None:
         self._vm = vm
         self._qmp = vm.qmp
+        self._emulated = False
 
     def mirror_disk(self, nbd: Path) -> None:
         """Copy the state disk to the NBD server at this socket, and all that is written from then on."""
@@ -47,29 +49,36 @@ class Outgoing:
 
         Whenever an emulating QEMU below 9.0 looks at what was written while the VM runs, and sends on, it misses later
         writes to pages that are in its TLB just then: the VM that arrives has damaged memory (measured: one in five
-        panicked). So the VM stands still at the first look (some 10 ms), and there is no second one before it stops.
+        panicked). So the VM stands still at the first look (some 10 ms), and there is no second one before it stops:
+        the first round is slow enough for its end to be seen.
         """
         wanted = [{"capability": "pause-before-switchover", "state": True}]
         self._qmp.execute("migrate-set-capabilities", capabilities=wanted)
-        self._qmp.execute("migrate-set-parameters", max_bandwidth=_FIRST_SPEED, downtime_limit=1)
+        self._emulated = not self._qmp.execute("query-kvm")["enabled"]
+        speed = _FIRST_SPEED if self._emulated else _FULL_SPEED
+        self._qmp.execute("migrate-set-parameters", max_bandwidth=speed, downtime_limit=1)
         running = self._qmp.execute("query-status")["running"]
         if running:
             self._qmp.execute("stop")
         try:
             self._qmp.execute("migrate", uri=uri)
-            self._await(lambda: self._info().get("ram", {}).get("dirty-sync-count", 0) > 0, "what is written is noted")
+            self._await(lambda: self._ram().get("dirty-sync-count", 0) > 0, "what is written is noted")
         finally:
             if running:
                 self.go_on()
 
     def await_last_round(self) -> None:
         """Until little memory is left to be sent."""
+        fast = self._emulated
 
         def near() -> bool:
-            info = self._info()
-            ram = info.get("ram", {})
+            nonlocal fast
+            ram = self._ram()
             ahead = ram.get("mbps", 0.0) * 125_000 * _AHEAD
             left = ram.get("remaining", 1 << 62) if ram.get("transferred") else 1 << 62
+            if fast and left < _SLOWER_FROM:
+                self._qmp.execute("migrate-set-parameters", max_bandwidth=_SLOWER)
+                fast = False
             return bool(left < min(max(ahead, _SOON[0]), _SOON[1]) or ram.get("dirty-sync-count", 1) > 1)
 
         self._await(near, "most of the memory is sent", self._transferred)
@@ -78,12 +87,20 @@ class Outgoing:
         """Hold the stream back, or let go of the VM: it stops then, however much it has written meanwhile.
 
         The manager serves nobody any more. More rounds while it runs would last as long as what they save, and have no
-        end where the VM writes faster than the link carries.
+        end where the VM writes faster than the link carries. HostError if the memory that arrives could be damaged.
         """
-        if on:
-            self._qmp.execute("migrate-set-parameters", max_bandwidth=_TRICKLE)
-        else:  # QEMU takes the new limit up after 0.1 s: what is left must not be sent before, and looked at again
-            self._qmp.execute("migrate-set-parameters", max_bandwidth=_TRICKLE, downtime_limit=_STOPS)
+        self._qmp.execute("migrate-set-parameters", max_bandwidth=_TRICKLE)
+        self._check_looks()
+        if not on:  # QEMU takes it up after 0.1 s: what is left must not be sent before, and looked at again
+            self._qmp.execute("migrate-set-parameters", downtime_limit=_STOPS)
+
+    def _check_looks(self) -> None:
+        """There was one only, if this QEMU emulates: it takes seconds to the next from here (``start`` says why)."""
+        if self._emulated and self._ram().get("dirty-sync-count", 1) > 1:
+            raise HostError(
+                f"QEMU looked twice at what {self._vm.spec.name} writes, and this one (emulating) would send damaged"
+                " memory: the machine is too busy to see the end of the first round; try again"
+            )
 
     def await_stopped(self) -> None:
         """Until the VM has stopped and its migration waits for ``finish``."""
@@ -123,12 +140,15 @@ class Outgoing:
             )
         return info
 
+    def _ram(self) -> dict[str, Any]:
+        return dict(self._info().get("ram", {}))
+
     def _job(self) -> dict[str, Any]:
         return next((dict(job) for job in self._qmp.execute("query-block-jobs") if job["device"] == _JOB), {})
 
     def _transferred(self) -> int:
         """Bytes of memory."""
-        return int(self._info().get("ram", {}).get("transferred", 0))
+        return int(self._ram().get("transferred", 0))
 
     def _await(self, condition: Callable[[], Any], what: str, moved: Callable[[], int] = lambda: 0) -> None:
         """As long as ``moved`` grows: a slow link takes its time."""

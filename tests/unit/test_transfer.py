@@ -21,15 +21,19 @@ class Qemu:
     def __init__(self, step: int, last: int = _SIZE) -> None:
         self.now = 0.0
         self._sent, self._step, self._last = 0, step, last
+        self.kvm = False
+        self.looks = 1
 
     def execute(self, command: str, **_: Any) -> Any:
+        if command == "query-kvm":
+            return {"enabled": self.kvm, "present": True}
         if command == "query-block-jobs":
             return []
         if command != "query-migrate":
             return {}
         self.now += 0.1
         self._sent = min(self._sent + self._step, self._last)
-        ram = {"transferred": self._sent, "remaining": _SIZE - self._sent, "mbps": 10.0, "dirty-sync-count": 1}
+        ram = {"transferred": self._sent, "remaining": _SIZE - self._sent, "mbps": 10.0, "dirty-sync-count": self.looks}
         return {"status": "completed" if self._sent == _SIZE else "pre-switchover", "ram": ram}
 
 
@@ -92,3 +96,32 @@ def test_nothing_more_is_sent_until_the_vm_has_stopped_and_then_all_at_once(outg
     assert qemu.bandwidth == transfer._TRICKLE
     out.finish()
     assert qemu.bandwidth == transfer._FULL_SPEED and qemu.asked == ["migrate-continue"]
+
+
+@pytest.mark.parametrize("outgoing", [Watching()], indirect=True)
+@pytest.mark.parametrize("kvm", [False, True])
+def test_the_end_of_the_first_round_is_come_to_slowly_where_qemu_emulates(
+    outgoing: tuple[Qemu, Outgoing], kvm: bool
+) -> None:
+    qemu, out = outgoing
+    assert isinstance(qemu, Watching)
+    qemu.kvm = kvm
+    out.start("unix:x")
+    assert qemu.bandwidth == (transfer._FULL_SPEED if kvm else transfer._FIRST_SPEED)
+    out.await_last_round()
+    assert qemu.bandwidth == (transfer._FULL_SPEED if kvm else transfer._SLOWER)
+
+
+@pytest.mark.parametrize("outgoing", [Watching()], indirect=True)
+@pytest.mark.parametrize("on", [True, False])
+@pytest.mark.parametrize("kvm", [False, True])
+def test_memory_that_could_arrive_damaged_is_not_sent(outgoing: tuple[Qemu, Outgoing], on: bool, kvm: bool) -> None:
+    qemu, out = outgoing
+    qemu.kvm = kvm
+    out.start("unix:x")
+    qemu.looks = 2
+    if kvm:
+        out.trickle(on)
+        return
+    with pytest.raises(HostError, match="too busy to see the end of the first round; try again"):
+        out.trickle(on)
