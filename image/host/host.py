@@ -38,7 +38,7 @@ STATE_DISK = 64 << 20  # bytes of a new, blank state disk
 _SLOTS = 16  # guests over ivshmem that the manager can have
 _BOOT = 240.0  # seconds for the manager to serve
 _STOP = 310.0  # seconds for it to park all vTPMs and end
-_ATTACH = 30.0  # seconds for a plugged device to appear in the manager
+_ATTACH = 30.0  # seconds for a plugged device to appear in the manager, or for one that has come to answer
 _WATCH = 1.0  # seconds between looks at the manager
 
 
@@ -138,7 +138,7 @@ class Host:
         with self._lock:
             self.manager = vm
             self.links.key = local.open_or_make(self.authority).operator
-            self._started = self.links.host("status")["started"]
+            self._started = self.links.wait_serving(vm.check, _ATTACH)["started"]
 
     def plug_card(self) -> None:
         """The manager's VM has its card."""

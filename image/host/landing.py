@@ -55,7 +55,7 @@ class Landing:
         self.busy = False  # a manager is on its way
         self._incoming: Incoming
         self._stored = Stored()
-        self.arrived = threading.Event()  # the manager that came serves here
+        self.arrived = threading.Event()  # the manager that came is the manager here
         self._thread = threading.Thread(target=self._wait, name="landing", daemon=True)
         self._thread.start()
 
@@ -162,7 +162,12 @@ class Landing:
         self._end_receiver()  # the hardware TPM has one user
         vm.go()
         self._claim(vm)
-        self._move_in(vm)
+        self.arrived.set()  # whatever happens now: it can be at no other place
+        try:
+            self._move_in(vm)
+        except (VtpmManagerError, OSError) as error:
+            log.error("the manager that came is here to stay, but not in its place: %s; start its VM again here", error)
+            raise
 
     def _word(self) -> dict[str, bytes]:
         """That the manager is here, for the source: also where its card makes trouble."""
@@ -211,7 +216,6 @@ class Landing:
             os.replace(old, new)
         vm.stands_in(host.manager_spec(host.hwtpm.socket))
         host.take_over(vm)
-        self.arrived.set()
         self.busy = False
 
     def _abort(self) -> None:
