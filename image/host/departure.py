@@ -23,7 +23,7 @@ from image.host.host import Host
 from image.host.hwtpm import Arriving
 from image.host.requests import Other
 from image.host.streams import Streams
-from image.host.transfer import Outgoing
+from image.host.transfer import HEARD, Outgoing
 from image.host.tunnel import seal_file
 from image.host.wires import Carrier
 from manager_vm.crypto import Key
@@ -203,10 +203,10 @@ class Departure:
         out.mirror_disk(self._streams.entrance("disk"))
         self._phase("memory")
         out.start(f"unix:{self._streams.entrance('ram')}")
-        out.await_last_round()
-        out.trickle(True)  # else it could be over before the manager has left
+        out.await_sent()
         self._freeze(park=False)
-        out.trickle(False)
+        time.sleep(HEARD)
+        out.stop()
         self._phase("switch over")
         out.finish()
         self._switch_over()

@@ -21,7 +21,7 @@ from image.host.host import Host
 from image.host.links import Beside
 from image.host.requests import Other
 from image.host.streams import Streams
-from image.host.transfer import Outgoing
+from image.host.transfer import HEARD, Outgoing
 from image.host.wires import Carrier
 from manager_vm.crypto import Key
 from manager_vm.errors import HostError, VtpmManagerError
@@ -145,12 +145,11 @@ class GuestMove:
         return streams
 
     def _send_memory(self, out: Outgoing, streams: Streams) -> None:
-        """While the guest runs, until little is left. After a failure: it runs on here."""
+        """All once, while the guest runs. After a failure: it runs on here."""
         self._phase("memory")
         self._sending = True
         out.start(f"unix:{streams.entrance('ram')}")
-        out.await_last_round()
-        out.trickle(True)  # else the guest would stand still before its vTPM is ready
+        out.await_sent()
 
     def _move_vtpm(self, guest: Guest, out: Outgoing) -> None:
         """Both managers make ready, the guest is stopped, its vTPM moves. After a failure the vTPM is here.
@@ -184,9 +183,9 @@ class GuestMove:
             time.sleep(_POLL)
         self._phase("stop")
         links.host("guest_hold", name=self._name)
+        time.sleep(HEARD)
         self._stopped = time.monotonic()
-        out.trickle(False)
-        out.await_stopped()
+        out.stop()
         if guest.held:
             raise HostError(f"guest {self._name} is being reset: try again")
         links.host("guest_stopped", name=self._name)

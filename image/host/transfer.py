@@ -1,6 +1,8 @@
 """QEMU's live migration of one VM, either end: memory to or from a UNIX socket or a descriptor, its disk over NBD.
 
-The memory stream can be held back (``trickle``), so that something can be done in the VM just before it is stopped.
+QEMU sends all memory once while the VM runs, and then waits until it is told to stop the VM: something can be done in
+the VM just before. What keeps it waiting is a dirty bitmap that is to be migrated too, of a block device that nobody
+uses ("hold"): QEMU sends bitmaps last, and is not done while one is left.
 """
 
 from __future__ import annotations
@@ -11,18 +13,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from image.host.qmp import Qmp
 from image.host.vm import Vm
 from manager_vm.errors import HostError
 
 _DISK = "state"  # QEMU's drive, also the export's name
 _JOB = "mirror"
-_TRICKLE = 4 << 10  # bytes/s: a page that is zero takes 9 bytes
+_HOLD = "hold"
+_BITMAPS, _PAUSE = "dirty-bitmaps", "pause-before-switchover"  # capabilities
+_IDLE = 4 << 10  # bytes/s while QEMU waits: section headers
 _FULL_SPEED = 1 << 40
-_FIRST_SPEED, _SLOWER = 128 << 20, 32 << 20  # bytes/s of the first round of a VM that is emulated
-_SLOWER_FROM = 96 << 20  # bytes of memory that are left then
 _STOPS = 2_000_000  # ms, QEMU's most: a VM that may be stopped so long stops at once
-_SOON = (4 << 20, 32 << 20)  # bytes of memory that are left when the last round is near, at least and at most
-_AHEAD = 1.0  # seconds of the stream, likewise: a busy machine looks late
+HEARD = 0.1  # seconds in which what a manager and a guest told each other last is in their VMs, not between them
 _POLL = 0.02
 _PATIENCE = 300.0  # seconds for a disk, or in which no memory moves
 _OVER = ("completed", "failed", "cancelled")
@@ -34,7 +36,6 @@ class Outgoing:
     def __init__(self, vm: Vm) -> None:
         self._vm = vm
         self._qmp = vm.qmp
-        self._emulated = False
 
     def mirror_disk(self, nbd: Path) -> None:
         """Copy the state disk to the NBD server at this socket, and all that is written from then on."""
@@ -45,18 +46,16 @@ class Outgoing:
         self._await(lambda: self._job().get("ready"), "the disk is copied")
 
     def start(self, uri: str) -> None:
-        """Begin to send the memory while the VM runs; it stops, and waits for ``finish``, when little is left.
+        """Begin to send the memory while the VM runs, all of it once, in whatever time that takes.
 
         Whenever an emulating QEMU below 9.0 looks at what was written while the VM runs, and sends on, it misses later
         writes to pages that are in its TLB just then: the VM that arrives has damaged memory (measured: one in five
         panicked). So the VM stands still at the first look (some 10 ms), and there is no second one before it stops:
-        the first round is slow enough for its end to be seen.
+        QEMU 7.2 looks when what is left could be sent within ``downtime_limit``, which is nothing here.
         """
-        wanted = [{"capability": "pause-before-switchover", "state": True}]
-        self._qmp.execute("migrate-set-capabilities", capabilities=wanted)
-        self._emulated = not self._qmp.execute("query-kvm")["enabled"]
-        speed = _FIRST_SPEED if self._emulated else _FULL_SPEED
-        self._qmp.execute("migrate-set-parameters", max_bandwidth=speed, downtime_limit=1)
+        _hold(self._qmp, _PAUSE)
+        self._qmp.execute("block-dirty-bitmap-add", node=_HOLD, name=_HOLD)
+        self._qmp.execute("migrate-set-parameters", max_bandwidth=_FULL_SPEED, downtime_limit=0)
         running = self._qmp.execute("query-status")["running"]
         if running:
             self._qmp.execute("stop")
@@ -67,49 +66,29 @@ class Outgoing:
             if running:
                 self.go_on()
 
-    def await_last_round(self) -> None:
-        """Until little memory is left to be sent."""
-        fast = self._emulated
-
-        def near() -> bool:
-            nonlocal fast
-            ram = self._ram()
-            ahead = ram.get("mbps", 0.0) * 125_000 * _AHEAD
-            left = ram.get("remaining", 1 << 62) if ram.get("transferred") else 1 << 62
-            if fast and left < _SLOWER_FROM:
-                self._qmp.execute("migrate-set-parameters", max_bandwidth=_SLOWER)
-                fast = False
-            return bool(left < min(max(ahead, _SOON[0]), _SOON[1]) or ram.get("dirty-sync-count", 1) > 1)
-
-        self._await(near, "most of the memory is sent", self._transferred)
-
-    def trickle(self, on: bool) -> None:
-        """Hold the stream back, or let go of the VM: it stops then, however much it has written meanwhile.
-
-        The manager serves nobody any more. More rounds while it runs would last as long as what they save, and have no
-        end where the VM writes faster than the link carries. HostError if the memory that arrives could be damaged.
+    def await_sent(self) -> None:
+        """Until all memory is sent once. QEMU waits then: more rounds while the VM runs would last as long as what they
+        save, and have no end where it writes faster than the link carries.
         """
-        self._qmp.execute("migrate-set-parameters", max_bandwidth=_TRICKLE)
-        self._check_looks()
-        if not on:  # QEMU takes it up after 0.1 s: what is left must not be sent before, and looked at again
-            self._qmp.execute("migrate-set-parameters", downtime_limit=_STOPS)
 
-    def _check_looks(self) -> None:
-        """There was one only, if this QEMU emulates: it takes seconds to the next from here (``start`` says why)."""
-        if self._emulated and self._ram().get("dirty-sync-count", 1) > 1:
-            raise HostError(
-                f"QEMU looked twice at what {self._vm.spec.name} writes, and this one (emulating) would send damaged"
-                " memory: the machine is too busy to see the end of the first round; try again"
-            )
+        def sent() -> bool:
+            ram = self._ram()
+            return bool(ram.get("transferred") and not ram["remaining"]) or ram.get("dirty-sync-count", 1) > 1
 
-    def await_stopped(self) -> None:
-        """Until the VM has stopped and its migration waits for ``finish``."""
-        self._await(lambda: self._info()["status"] == "pre-switchover", "the VM has stopped")
+        self._await(sent, "the memory is sent once", self._transferred)
+        self._qmp.execute("migrate-set-parameters", max_bandwidth=_IDLE)
+
+    def stop(self) -> None:
+        """The VM stands still from now on; QEMU sends what it has written (within 0.1 s it begins), and waits again.
+
+        HostError if that does not arrive: then ``cancel``.
+        """
+        self._qmp.execute("stop")
+        self._qmp.execute("migrate-set-parameters", max_bandwidth=_FULL_SPEED, downtime_limit=_STOPS)
+        self._await(lambda: self._info()["status"] == "pre-switchover", "the memory is sent", self._transferred)
 
     def finish(self) -> None:
-        """The VM stops, the rest is sent. HostError if it did not arrive: the VM runs on here then."""
-        self.await_stopped()
-        self._qmp.execute("migrate-set-parameters", max_bandwidth=_FULL_SPEED)
+        """The VM has all it needs at the other side. HostError if not: then ``cancel``."""
         if self._job():
             self._qmp.execute("block-job-cancel", device=_JOB)  # of one that is ready: whole, as it is now
             self._await(lambda: not self._job(), "the disk is whole")
@@ -124,6 +103,7 @@ class Outgoing:
         with suppress(HostError):
             if self._job():
                 self._qmp.execute("block-job-cancel", device=_JOB, force=True)
+        _let_go(self._qmp)
         if resume:
             self.go_on()
 
@@ -182,6 +162,7 @@ class Incoming:
 
     def listen(self, path: Path) -> None:
         """Take the memory at this socket."""
+        _hold(self._qmp)
         self._qmp.execute("migrate-incoming", uri=f"unix:{path}")
 
     def read(self, fd: int) -> None:
@@ -197,3 +178,24 @@ class Incoming:
             if time.monotonic() > deadline:
                 raise HostError(f"the memory of {self._vm.spec.name} does not arrive: {status}")
             time.sleep(_POLL)
+        _let_go(self._qmp)
+
+
+def _set(qmp: Qmp, *capabilities: str, on: bool = True) -> None:
+    wanted = [{"capability": each, "state": on} for each in capabilities]
+    qmp.execute("migrate-set-capabilities", capabilities=wanted)
+
+
+def _hold(qmp: Qmp, *others: str) -> None:
+    """A block device that nobody uses, at either end; with these capabilities beside that for its bitmap."""
+    _let_go(qmp)
+    qmp.execute("blockdev-add", **{"driver": "null-co", "node-name": _HOLD, "size": 1 << 16})
+    _set(qmp, _BITMAPS, *others)
+
+
+def _let_go(qmp: Qmp) -> None:
+    """It is not there any more, nor its bitmap; who saves this VM to a file is not kept waiting."""
+    with suppress(HostError):
+        _set(qmp, _BITMAPS, _PAUSE, on=False)
+    with suppress(HostError):
+        qmp.execute("blockdev-del", **{"node-name": _HOLD})

@@ -90,11 +90,10 @@ class Hosts:
             incoming.listen(there.spec.directory / "ram.sock")
             with closing(Tap(there.spec.directory / "tap.sock", there.spec.directory / "ram.sock")) as tap:
                 out.start(f"unix:{tap.path}")
-                out.await_last_round()
+                out.await_sent()
                 halfway()
-                out.trickle(False)
-                out.await_stopped()
                 stopped = time.monotonic()
+                out.stop()
                 out.finish()
                 incoming.await_arrived()
                 self.streams.append(bytes(tap.seen))

@@ -75,8 +75,8 @@ def moved(source: Lab, destination: Lab, name: str, vm: str) -> bytes:
     incoming.listen(directory / "ram.sock")
     with closing(Tap(directory / "tap.sock", directory / "ram.sock")) as tap:
         out.start(f"unix:{tap.path}")
-        out.await_last_round()
-        out.trickle(False)
+        out.await_sent()
+        out.stop()
         out.finish()
         incoming.await_arrived()
         there.vm.go()
