@@ -45,16 +45,19 @@ class Outgoing:
         )
         self._await(lambda: self._job().get("ready"), "the disk is copied")
 
-    def start(self, uri: str) -> None:
-        """Begin to send the memory while the VM runs, all of it once, in whatever time that takes.
+    def start(self, uri: str, *, hold: bool = True) -> None:
+        """Begin to send the memory while the VM runs, all of it once, in whatever time that takes. Then QEMU waits for
+        ``stop``; without ``hold`` it stops the VM by itself.
 
         Whenever an emulating QEMU below 9.0 looks at what was written while the VM runs, and sends on, it misses later
         writes to pages that are in its TLB just then: the VM that arrives has damaged memory (measured: one in five
         panicked). So the VM stands still at the first look (some 10 ms), and there is no second one before it stops:
         QEMU 7.2 looks when what is left could be sent within ``downtime_limit``, which is nothing here.
         """
-        _hold(self._qmp, _PAUSE)
-        self._qmp.execute("block-dirty-bitmap-add", node=_HOLD, name=_HOLD)
+        if hold:
+            _hold(self._qmp)
+            self._qmp.execute("block-dirty-bitmap-add", node=_HOLD, name=_HOLD)
+        _set(self._qmp, _PAUSE)
         self._qmp.execute("migrate-set-parameters", max_bandwidth=_FULL_SPEED, downtime_limit=0)
         running = self._qmp.execute("query-status")["running"]
         if running:
@@ -79,12 +82,13 @@ class Outgoing:
         self._qmp.execute("migrate-set-parameters", max_bandwidth=_IDLE)
 
     def stop(self) -> None:
-        """The VM stands still from now on; QEMU sends what it has written (within 0.1 s it begins), and waits again.
-
-        HostError if that does not arrive: then ``cancel``.
-        """
+        """The VM stands still from now on; QEMU sends what it has written: within 0.1 s it begins."""
         self._qmp.execute("stop")
         self._qmp.execute("migrate-set-parameters", max_bandwidth=_FULL_SPEED, downtime_limit=_STOPS)
+        self.await_stopped()
+
+    def await_stopped(self) -> None:
+        """Until it stands still and QEMU waits for ``finish``. HostError if its memory does not arrive: ``cancel``."""
         self._await(lambda: self._info()["status"] == "pre-switchover", "the memory is sent", self._transferred)
 
     def finish(self) -> None:
@@ -181,21 +185,21 @@ class Incoming:
         _let_go(self._qmp)
 
 
-def _set(qmp: Qmp, *capabilities: str, on: bool = True) -> None:
-    wanted = [{"capability": each, "state": on} for each in capabilities]
-    qmp.execute("migrate-set-capabilities", capabilities=wanted)
+def _set(qmp: Qmp, capability: str, *, on: bool = True) -> None:
+    qmp.execute("migrate-set-capabilities", capabilities=[{"capability": capability, "state": on}])
 
 
-def _hold(qmp: Qmp, *others: str) -> None:
-    """A block device that nobody uses, at either end; with these capabilities beside that for its bitmap."""
+def _hold(qmp: Qmp) -> None:
+    """A block device that nobody uses, at either end, whose bitmaps go along."""
     _let_go(qmp)
     qmp.execute("blockdev-add", **{"driver": "null-co", "node-name": _HOLD, "size": 1 << 16})
-    _set(qmp, _BITMAPS, *others)
+    _set(qmp, _BITMAPS)
 
 
 def _let_go(qmp: Qmp) -> None:
     """It is not there any more, nor its bitmap; who saves this VM to a file is not kept waiting."""
     with suppress(HostError):
-        _set(qmp, _BITMAPS, _PAUSE, on=False)
+        _set(qmp, _BITMAPS, on=False)
+        _set(qmp, _PAUSE, on=False)
     with suppress(HostError):
         qmp.execute("blockdev-del", **{"node-name": _HOLD})

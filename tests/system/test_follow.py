@@ -82,18 +82,20 @@ class Hosts:
         self.vm = there
         return downtime
 
-    def arrived(self, to: Manager, halfway: Callable[[], None] = lambda: None) -> tuple[Vm, float]:
+    def arrived(self, to: Manager, halfway: Callable[[], None] | None = None) -> tuple[Vm, float]:
         """It is all there and has not begun to run; when it had to stop. ``halfway``: before it does."""
         there = self.machine(to, arrives=True)
         try:
             incoming, out = Incoming(there), Outgoing(self.vm)
             incoming.listen(there.spec.directory / "ram.sock")
             with closing(Tap(there.spec.directory / "tap.sock", there.spec.directory / "ram.sock")) as tap:
-                out.start(f"unix:{tap.path}")
-                out.await_sent()
-                halfway()
+                out.start(f"unix:{tap.path}", hold=halfway is not None)
+                if halfway is not None:
+                    out.await_sent()
+                    halfway()
+                    out.stop()
+                out.await_stopped()
                 stopped = time.monotonic()
-                out.stop()
                 out.finish()
                 incoming.await_arrived()
                 self.streams.append(bytes(tap.seen))

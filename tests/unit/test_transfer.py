@@ -101,4 +101,5 @@ def test_nothing_of_a_move_that_was_given_up_is_left_in_qemu(outgoing: tuple[Qem
     out.start("unix:x")
     qemu._status = "cancelled"
     out.cancel()
-    assert qemu.asked[-3:] == ["migrate_cancel", "migrate-set-capabilities", "blockdev-del"] and qemu.running
+    assert qemu.asked[-4:] == ["migrate_cancel", "migrate-set-capabilities", "migrate-set-capabilities", "blockdev-del"]
+    assert qemu.running
