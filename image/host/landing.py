@@ -168,6 +168,8 @@ class Landing:
         except (VtpmManagerError, OSError) as error:
             log.error("the manager that came is here to stay, but not in its place: %s; start its VM again here", error)
             raise
+        finally:
+            self.busy = False
 
     def _word(self) -> dict[str, bytes]:
         """That the manager is here, for the source: also where its card makes trouble."""
@@ -216,7 +218,6 @@ class Landing:
             os.replace(old, new)
         vm.stands_in(host.manager_spec(host.hwtpm.socket))
         host.take_over(vm)
-        self.busy = False
 
     def _abort(self) -> None:
         """Nothing comes: what was prepared is gone, the receiver stays, or is started again to say so."""

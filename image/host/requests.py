@@ -106,8 +106,6 @@ class Server:
                     f"{request.verb[:40]!r} is not served here; there are: {', '.join(self._verbs)}"
                 )
             return Reply(request.id, perform(tell, **request.args))
-        except UnreachableError as error:  # a manager; who asks would take it for this program
-            return Reply(request.id, error=HostError(str(error)))
         except VtpmManagerError as error:
             return Reply(request.id, error=error)
         except OSError as error:
@@ -131,8 +129,8 @@ class Other:
         try:
             with self._turn:
                 return self._client.call(verb, **args)
-        except UnreachableError:
-            raise HostError(f"the other host was lost while it was asked to {verb}") from None
+        except UnreachableError as error:  # our connection's, or what it said of its own to a manager
+            raise HostError(f"the other host, or its manager, was lost when asked to {verb}: {error}") from None
         except VtpmManagerError as error:
             raise HostError(f"the other host cannot {verb}: {error}") from None
 

@@ -76,7 +76,8 @@ class Outgoing:
 
         def sent() -> bool:
             ram = self._ram()
-            return bool(ram.get("transferred") and not ram["remaining"]) or ram.get("dirty-sync-count", 1) > 1
+            looks = ram.get("dirty-sync-count", 1)  # a newer QEMU looks again, and has no end where the VM writes
+            return bool(ram.get("transferred") and not ram["remaining"]) or looks > 1
 
         self._await(sent, "the memory is sent once", self._transferred)
         self._qmp.execute("migrate-set-parameters", max_bandwidth=_IDLE)

@@ -33,13 +33,13 @@ def asked(directory: Path, verb: Callable[..., Any]) -> Iterator[Other]:
             other.close()
 
 
-def test_a_manager_that_does_not_answer_is_not_taken_for_a_host_that_was_lost(tmp_path: Path) -> None:
+def test_a_manager_that_does_not_answer_its_host_is_told_of_in_its_words(tmp_path: Path) -> None:
     def silent() -> None:
         raise UnreachableError("the manager does not answer")
 
     with (
         asked(tmp_path, silent) as other,
-        pytest.raises(HostError, match="the other host cannot word: the manager does not answer"),
+        pytest.raises(HostError, match="or its manager, was lost when asked to word: the manager does not answer"),
     ):
         other.ask("word")
 
@@ -50,7 +50,7 @@ def test_a_host_that_was_lost_is_said_to_be(tmp_path: Path) -> None:
         other = Other(path)
         with pytest.raises(HostError, match="not served here"):
             other.ask("word")
-    with pytest.raises(HostError, match="the other host was lost while it was asked to word"):
+    with pytest.raises(HostError, match="the other host, or its manager, was lost when asked to word"):
         other.ask("word")
     other.close()
 
@@ -118,3 +118,33 @@ def test_the_source_has_its_word_also_where_the_card_of_the_manager_that_came_ma
         assert "has no network: no such card" in caplog.text
     finally:
         there.close()
+
+
+def test_a_manager_that_has_claimed_is_not_given_up_where_its_host_cannot_move_it_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(vm: object) -> None:
+        raise UnreachableError("lost")
+
+    closed: list[bool] = []
+    host = SimpleNamespace(directory=tmp_path, links=Waking(), manager=None)
+    there = Landing(cast(Host, host), ("127.0.0.1", 1))
+    vm = SimpleNamespace(go=lambda: None, close=lambda: closed.append(True))
+    incoming = SimpleNamespace(await_arrived=lambda: None, close_export=lambda: None)
+    for name, value in {
+        "vm": vm,
+        "_incoming": incoming,
+        "busy": True,
+        "_claim": lambda vm: None,
+        "_move_in": fail,
+    }.items():
+        monkeypatch.setattr(there, name, value, raising=False)
+    try:
+        with pytest.raises(UnreachableError):
+            there._verbs()["finish"](method="precopy")
+        assert not there.busy  # the next one may come
+        with pytest.raises(HostError, match="the manager is here"):
+            there._verbs()["abort"]()
+    finally:
+        there.close()
+    assert closed == []
