@@ -93,7 +93,7 @@ class HostLink:
         return bool(self._vm)
 
     def ticket(self, limit: float) -> bytes:
-        """Have the vTPM parked: its VM leaves."""
+        """Have the vTPM parked, or still and about to be: its VM leaves."""
         args = {"name": self._name, "vm": self._vm}
         return bytes(self._call("ticket", args, time.monotonic() + limit)["ticket"])
 

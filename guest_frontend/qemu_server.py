@@ -254,7 +254,7 @@ class Server:
     def _leave(self) -> bytes:
         began = time.monotonic()
         ticket = self._host.ticket(INIT_LIMIT)
-        log.info("the VM leaves, or is saved: its vTPM is parked after %.3f s", time.monotonic() - began)
+        log.info("the VM leaves, or is saved: its ticket is here after %.3f s", time.monotonic() - began)
         return ticket
 
     def _go_on(self) -> bool:

@@ -310,7 +310,8 @@ class _Registry:
         after(name, record.state, Event.RESUME)
         self._living.run(replace(record, run=f"r{record.blob[1:]}"), anew=True)
 
-    def stop(self, name: str, *, ticket: str) -> VtpmRecord:
+    def stop(self, name: str, *, ticket: str, still: Callable[[], None]) -> VtpmRecord:
+        still()
         record = self._living.record
         after(name, record.state, Event.PARK)
         number = int(record.run[1:]) + 1

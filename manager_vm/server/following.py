@@ -108,6 +108,7 @@ class Following:
         ticket = tickets.parse(data)
         if _vm(args) != ticket.vm:
             raise BoundError(f"this ticket is for VM {ticket.vm} and is not redeemed by another")
+        self._moving.giver.parkings.settle(ticket)
         record = self._confirmed(ticket.vtpm)
         if record is None:
             self._pull(ticket, data)

@@ -70,6 +70,7 @@ class Moving:
         self.giver = Giver(local, registry, transit, self._ledger, self._proofs)
         self._taking = Taking(local, transit, self._ledger, self._proofs)
         self._tasks = ExitStack()
+        self._tasks.callback(self.giver.parkings.close)
         self._receiver: Receiver | None = None
         if config.migration:
             asked = arrived, relocations, tunnels, self.giver.give

@@ -6,7 +6,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 from manager_vm.errors import BusyError, MigrationError, StateError, VtpmManagerError
@@ -18,6 +19,7 @@ from manager_vm.server import ledger as ledgers
 from manager_vm.server import move_rules, peer_link, standing
 from manager_vm.server.ledger import Ledger
 from manager_vm.server.move_rules import Local, Side
+from manager_vm.server.parking import Parkings
 from manager_vm.server.peer_link import PeerLink, Talk
 from manager_vm.server.receipts import Proofs
 from manager_vm.store import moves
@@ -36,7 +38,6 @@ _ANSWER = 60.0  # seconds: a hardware TPM quotes, a process starts
 _ANCHORED = 5.0  # seconds
 _AHEAD = 60.0  # seconds an agreement lives
 _MOST_AHEAD = 64  # agreements that wait for their ticket
-_PARK_SIZE = 16  # bytes
 _LEAVES = (State.RUNNING, State.PARKED)
 
 
@@ -49,26 +50,40 @@ class Giver:
         self._transit = transit
         self._ledger = ledger
         self._proofs = proofs
-        self._standing_by = threading.BoundedSemaphore(_MOST_AHEAD)
+        self.parkings = Parkings(registry)
+        self._awaited: list[str] = []  # uuids whose destination stands by for the ticket, once for each that does
+        self._lock = threading.Lock()  # of that list
         self.listens = ""
 
     def ticket(self, name: str, vm: str, address: str) -> bytes:
-        """Park this VM's vTPM; the ticket that names the park, the same again as long as it stands."""
+        """Park this VM's vTPM; the ticket that names the park, the same again as long as it stands.
+
+        Where a destination stands by the vTPM is still, and the rest of the park is under way.
+        """
         record = self._settled(name)
         binding.demand(record, vm)
         if not record.vm:
             raise StateError(f"vTPM {name!r} belongs to no VM, so nobody could say whose ticket it is: 'bind' it first")
-        if record.state is State.RUNNING:
-            record = self._registry.stop(name, ticket=os.urandom(_PARK_SIZE).hex())
-            log.info("vTPM %s: parked, its VM has a ticket for it", name)
-        if record.state is not State.PARKED or not record.ticket:
+        park = self._park(record) if record.state is State.RUNNING else record.ticket
+        if record.state not in _LEAVES or not park:
             raise StateError(f"vTPM {name!r} is {record.state}: only one that runs can go along with its VM")
         platform = self._local.platform.name
-        found = Ticket(record.uuid, name, record.generation, record.ticket, record.vm, platform, address)
-        return tickets.pack(found)
+        return tickets.pack(Ticket(record.uuid, name, record.generation, park, record.vm, platform, address))
+
+    def _park(self, record: VtpmRecord) -> str:
+        """Which park a ticket is to name; its error if it has failed already."""
+        parking = self.parkings.begin(record)
+        with self._lock:
+            awaited = record.uuid in self._awaited
+        if not awaited:
+            parking.wait()
+        if parking.error is not None:
+            raise parking.error
+        return parking.ticket
 
     def _settled(self, name: str) -> VtpmRecord:
         """Its record. One that serves since a moment ago is still ARRIVING there until its commit is anchored."""
+        self.parkings.last(self._registry.record(name).uuid)
         until = time.monotonic() + _ANCHORED
         while (record := self._registry.record(name)).state is State.ARRIVING and time.monotonic() < until:
             time.sleep(_ANCHORED / 200)
@@ -115,28 +130,39 @@ class Giver:
         record = next((record for record in found if record.state in _LEAVES), None)
         if record is None:
             raise MigrationError("no vTPM of this VM runs here", Cause.POLICY.word)
-        return replace(record, ticket=os.urandom(_PARK_SIZE).hex())  # nobody knows its park yet
+        return replace(record, ticket=os.urandom(tickets.PARK_SIZE).hex())  # nobody knows its park yet
 
     def _shown(self, asked: Ahead, talk: Talk, record: VtpmRecord) -> Ticket | None:
         """The ticket that comes later, which must be of what was offered; None if none comes."""
-        if not self._standing_by.acquire(blocking=False):
-            raise MigrationError("too many wait here for a ticket", Cause.BUSY.word)
         try:
-            ticket = tickets.parse(talk.expect(Pull, _AHEAD).ticket)
+            with self._standing_by(record.uuid):
+                ticket = tickets.parse(talk.expect(Pull, _AHEAD).ticket)
         except MigrationError as error:
             if error.cause in (Cause.PEER_LOST.word, Cause.TIMEOUT.word):
                 return None
             raise
-        finally:
-            self._standing_by.release()
         if (ticket.vtpm, ticket.generation, ticket.vm) != (record.uuid, record.generation, record.vm):
             raise MigrationError("this ticket is not of the vTPM that was offered", Cause.ORDER.word)
         here = self._local.platform.name
         standing.demand_allowed(self._local.manifest.contents, record.vm, here, asked.platform)  # it may be revoked
         return ticket
 
+    @contextmanager
+    def _standing_by(self, uuid: str) -> Iterator[None]:
+        """A destination waits for the ticket of this vTPM."""
+        with self._lock:
+            if len(self._awaited) >= _MOST_AHEAD:
+                raise MigrationError("too many wait here for a ticket", Cause.BUSY.word)
+            self._awaited.append(uuid)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._awaited.remove(uuid)
+
     def _offered(self, ticket: Ticket, side: Side, agreed: Agreed, asked: Pull | Ahead) -> bytes:
         """The state, which may be asked for from now on; an earlier one that had it has come too early."""
+        self.parkings.settle(ticket)
         contents, found = self._local.manifest.contents, side.peer
         assert found is not None  # the conversation has verified it
         older = moves.open_one(contents, ticket.vtpm)
@@ -170,6 +196,7 @@ class Giver:
 
     def _named(self, ticket: Ticket) -> VtpmRecord:
         """The vTPM whose park the ticket names, or whose snapshot, if an admin lets it come back."""
+        self.parkings.settle(ticket)
         if not self._comes_back(ticket):
             return self._parked(ticket)
         return replace(self._local.manifest.contents.vtpms[ticket.vtpm], ticket=ticket.park)

@@ -29,6 +29,8 @@ from manager_vm.wire.channel import Reason
 
 log = logging.getLogger(__name__)
 
+Told = Callable[[], None]
+_IGNORED: Told = lambda: None  # noqa: E731
 _HOST_PATIENCE = 5.0  # seconds a report of the host side waits for a command: it is repeated, and others wait behind it
 
 
@@ -97,9 +99,10 @@ class Registry:
         # a boot of its own: a guest that runs on is of an older one, and must not find PCRs that are zero again
         return self._apply(vtpm, Event.POWER_ON, lambda old: self._power_on(old, boots.operators(old.boot)))
 
-    def stop(self, name: str, group: str | None = None, *, ticket: str = "") -> VtpmRecord:
-        """Park a vTPM: state, PCRs, sessions and loaded objects are kept for ``start``; or for whoever has a ticket."""
-        return self._apply(self.get(name, group), Event.PARK, lambda record: self._park(record, ticket=ticket))
+    def stop(self, name: str, group: str | None = None, *, ticket: str = "", still: Told = _IGNORED) -> VtpmRecord:
+        """Park it, all of its state, for ``start`` or a ticket. ``still``: told when it is still, and there is room."""
+        step = functools.partial(self._park, ticket=ticket, still=still)
+        return self._apply(self.get(name, group), Event.PARK, step)
 
     def report_boot(self, name: str, boot: int) -> VtpmRecord:
         """The host side says which boot of the VM is running. A new number is a reset; each is applied once."""
@@ -192,8 +195,7 @@ class Registry:
 
     def resume(self) -> None:
         """Go on with every vTPM that a shutdown has parked."""
-        parked = [r for r in self._manifest.contents.vtpms.values() if r.resume]
-        self._all_at_once(parked, Event.RESUME, self._resume)
+        self._all_at_once([r for r in self._manifest.contents.vtpms.values() if r.resume], Event.RESUME, self._resume)
 
     def park_all(self) -> None:
         """Park every running vTPM with one commit, for ``resume``; the log says which could not be."""
@@ -216,11 +218,12 @@ class Registry:
     def _release(self, record: VtpmRecord, event: Event, loss: Loss) -> Result:
         return steps.release(self._disk, record, self._manifest.contents.keys[record.uuid], event, loss)
 
-    def _park(self, record: VtpmRecord, *, resume: bool = False, ticket: str = "") -> Result:
+    def _park(self, record: VtpmRecord, *, resume: bool = False, ticket: str = "", still: Told = _IGNORED) -> Result:
         vtpm = self.get(record.name)
         if vtpm.run is None or vtpm.run.died():
             raise StateError(f"vTPM {record.name!r} has just died; there is nothing to park")
         room.for_commit(self._disk.blobs, len(self._vtpms))
+        still()
         return steps.park(self._disk, record, vtpm.run, vtpm.channel.state, resume=resume, ticket=ticket)
 
     def _power_on(self, record: VtpmRecord, boot: int) -> Result:

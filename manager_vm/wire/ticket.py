@@ -16,7 +16,7 @@ from manager_vm.errors import RemoteProtocolError
 
 MAX_SIZE = 1024  # bytes
 _MAGIC = b"vTPMtkt1"
-_PARK_SIZE = 16  # bytes
+PARK_SIZE = 16  # bytes
 _TEXT = 255  # letters
 
 
@@ -52,7 +52,7 @@ def parse(data: bytes) -> Ticket:
             isinstance(each, str) and len(each) <= _TEXT for each in (found.name, found.platform, found.address)
         )
         exact = all(str(uuid.UUID(each)) == each for each in (found.vtpm, found.vm))
-        whole = exact and len(bytes.fromhex(found.park)) == _PARK_SIZE and found.park == found.park.lower()
+        whole = exact and len(bytes.fromhex(found.park)) == PARK_SIZE and found.park == found.park.lower()
         number = isinstance(found.generation, int) and not isinstance(found.generation, bool) and found.generation > 0
         if whole and number and texts and found.name and found.platform:
             return found

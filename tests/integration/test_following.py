@@ -3,9 +3,13 @@ that says what QEMU says (MIGRATION.md, section 13)."""
 
 from __future__ import annotations
 
+import os
 import re
+import signal
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -19,7 +23,7 @@ from manager_vm.wire.swtpm import Blob
 from tests.integration import raw
 from tests.integration.conftest import Make
 from tests.integration.fake_qemu import FakeQemu, Refused, Stream
-from tests.integration.harness import Manager, until
+from tests.integration.harness import Manager, processes, until
 from tests.integration.shim import Shim, shimmed
 from tests.integration.site import Site
 
@@ -320,3 +324,53 @@ def test_who_does_not_have_the_standing_order_learns_nothing_of_a_vm(hosts: Host
                 answer = link.receive(10.0)
             assert isinstance(answer, Refuse) and answer.cause is Cause.ORDER
             assert answer.text == "this is not the standing order that is known here"
+
+
+def hwtpm(manager: Manager) -> int:
+    """Process id of the stand-in for its hardware TPM."""
+    (pid,) = processes(f"dir={manager.directory}/hwtpm")
+    return pid
+
+
+@contextmanager
+def waits_for_its_hwtpm(manager: Manager) -> Iterator[None]:
+    """No commit of this manager can be anchored within the block."""
+    pid = hwtpm(manager)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
+def test_where_managers_have_agreed_the_vm_waits_for_no_hardware_tpm_and_the_state_does(hosts: Hosts) -> None:
+    with there_and_back(hosts, hosts.started()) as qemu, waits(hosts) as there, ThreadPoolExecutor(1) as pool:
+        value = extended(qemu)
+        with waits_for_its_hwtpm(hosts.a):
+            stream = qemu.save()
+            assert hosts.a.show("v")["state"] == "running"  # as far as the disk knows
+            arriving = pool.submit(there.arrive, stream)
+            time.sleep(0.3)
+            assert not arriving.done() and hosts.b.ctl("list") == []
+        arriving.result()
+        assert hosts.a.show("v")["state"] == "parked"
+        assert pcr(there) == value and hosts.has() == ["b"]
+
+
+def test_a_manager_that_dies_before_the_park_is_durable_has_given_a_void_ticket(hosts: Hosts) -> None:
+    with there_and_back(hosts, hosts.started()) as qemu:
+        there = waits(hosts)
+        extended(qemu)
+        with waits_for_its_hwtpm(hosts.a):
+            stream, pid = qemu.save(), hwtpm(hosts.a)
+            hosts.a.kill()
+            os.kill(pid, signal.SIGKILL)
+        hosts.a.start()
+        with there, pytest.raises(Refused):
+            there.arrive(stream)
+        assert raw.rc(qemu.insist(raw.pcr_read(16))) == tpm.RC.TPM_RC_FAILURE  # as of any vTPM that was running
+        qemu.boot()
+        assert pcr(qemu) == bytes(32) and hosts.has() == ["a"] and hosts.b.ctl("list") == []
+        with hosts.arriving(qemu.save()) as again:
+            assert pcr(again) == bytes(32)

@@ -197,7 +197,9 @@ class Scene:
             until(lambda: self.hosts.a.ctl("migrations")[-1]["state"] == there, 5.0, phase)
 
     def save(self) -> None:
+        """Until the park is durable: a ticket may be out before (test_following.py has what is lost then)."""
         self._stream = self.stayed.save()
+        until(lambda: self.hosts.a.show("v")["state"] == "parked", 5.0, "it is parked")
 
     def load(self) -> None:
         self.came.arrive(self._stream)

@@ -13,6 +13,7 @@ from manager_vm.errors import StateError
 from manager_vm.protocol.lifecycle import State
 from manager_vm.server import following
 from manager_vm.server.following import Following
+from manager_vm.server.parking import Parkings
 from manager_vm.store.records import Contents, VtpmRecord
 from manager_vm.wire import ticket as tickets
 from manager_vm.wire.admin import Request
@@ -35,7 +36,8 @@ class Manifest:
 
 def redeem(manifest: Manifest) -> Any:
     local = cast(Any, SimpleNamespace(manifest=manifest))
-    moving = cast(Any, SimpleNamespace(ahead=SimpleNamespace(take=lambda ticket: None)))
+    giver = SimpleNamespace(parkings=Parkings(cast(Any, None)))
+    moving = cast(Any, SimpleNamespace(giver=giver, ahead=SimpleNamespace(take=lambda ticket: None)))
     verbs = Following(local, cast(Any, None), moving).host_link(lambda request: None)
     return verbs(Request(1, "redeem", {"ticket": tickets.pack(BACK), "vm": VM}))
 

@@ -18,7 +18,8 @@ have met, and agree before the ticket comes; the first move is not counted.
 - stop to go: from the source's stop to the destination's processors running, as the program sees it that leads both
   QEMUs. Its look at them, 20 ms at a time, is in it, on both ways.
 - longest wait: between two rounds of the client, by the guest's own clock, which stands still while the VM does.
-- of ours: ticket (the vTPM is parked, an anchored commit), redeem (its state is here, an anchored commit on each side),
+- of ours: ticket (the vTPM is still; its park, an anchored commit, goes on beside QEMU), redeem (the park is through,
+  its state is here, an anchored commit on each side),
   taken (the first command: the source gives it up, an anchored commit, and the destination serves).
 
 # Limits

@@ -24,7 +24,7 @@ from tests.system.test_move import Client
 FOLLOWS, HOST = "follows", "host swtpm"
 _BOOT = 400.0
 _PARTS = {
-    "ticket": re.compile(r"its vTPM is parked after ([0-9.]+) s"),
+    "ticket": re.compile(r"its ticket is here after ([0-9.]+) s"),
     "redeem": re.compile(r"here from .* after ([0-9.]+) s"),
     "taken": re.compile(r"its VM has it after ([0-9.]+) s"),
 }
