@@ -88,6 +88,10 @@ class HostLink:
         self._call("expect", {"vm": self._vm, "over": over}, time.monotonic() + limit)
 
     @property
+    def _channel(self) -> str:
+        return f"shim:{self._name}"
+
+    @property
     def names_vm(self) -> bool:
         """Whether it is known whose vTPM this is."""
         return bool(self._vm)
@@ -99,7 +103,8 @@ class HostLink:
 
     def redeem(self, ticket: bytes) -> int:
         """The VM has come with this ticket: its boot, within a minute. ConfigError if the ticket is another vTPM's."""
-        found = self._call("redeem", {"ticket": ticket, "vm": self._vm}, time.monotonic() + _REDEEM)
+        args = {"ticket": ticket, "vm": self._vm, "channel": self._channel}
+        found = self._call("redeem", args, time.monotonic() + _REDEEM)
         if found["name"] != self._name:
             raise ConfigError(f"this VM has come with a ticket of vTPM {found['name']!r}, and here is {self._name!r}")
         return int(found["boot"])
@@ -129,7 +134,7 @@ class HostLink:
 
     def _boot(self, number: int, deadline: float) -> None:
         """Wire it, too: a manager that was started anew knows of no channel."""
-        wire = {"name": self._name, "channel": f"shim:{self._name}", "boot": number, "vm": self._vm}
+        wire = {"name": self._name, "channel": self._channel, "boot": number, "vm": self._vm}
         self._call("attach", wire, deadline)
 
     def _insist(self, request: Callable[[float], int], limit: float) -> int:

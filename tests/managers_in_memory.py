@@ -22,6 +22,7 @@ from manager_vm.server.following import Following
 from manager_vm.server.ledger import Ledger
 from manager_vm.server.moving import Moving
 from manager_vm.server.pull_out import Giver
+from manager_vm.server.taking import Shown
 from manager_vm.store import moves
 from manager_vm.store.records import Contents, Move, VtpmKeys, VtpmRecord
 from manager_vm.trust.signing import SigningKey
@@ -114,7 +115,7 @@ class _Memory:
 
 
 class _Following(Following):
-    def _pull(self, ticket: Ticket, data: bytes) -> None:
+    def _pull(self, ticket: Ticket, data: bytes, shown: Shown) -> None:
         raise PulledError
 
 

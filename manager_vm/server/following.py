@@ -21,8 +21,10 @@ from manager_vm.protocol.lifecycle import State
 from manager_vm.server.move_rules import Local
 from manager_vm.server.moving import Moving
 from manager_vm.server.peer_link import PeerLink
+from manager_vm.server.taking import Shown
 from manager_vm.store import moves
 from manager_vm.store.records import Move, VtpmRecord
+from manager_vm.vchan.address import Address, Kind
 from manager_vm.vtpm import binding, snapshots
 from manager_vm.vtpm.registry import Registry
 from manager_vm.wire import ticket as tickets
@@ -101,7 +103,10 @@ class Following:
             self._moving.ahead.expect(vm)
 
     def _redeem(self, args: dict[str, Any]) -> dict[str, Any]:
-        """The VM ``vm`` has come with this ``ticket``: its vTPM is here now, and not given up where it was."""
+        """The VM ``vm`` has come with this ``ticket``: its vTPM is here now, and not given up where it was.
+
+        ``channel``: at which it waits, if it is known: then ``attach`` commits nothing more.
+        """
         data = args.get("ticket")
         if not isinstance(data, bytes):
             raise ConfigError("name a ticket")
@@ -111,7 +116,7 @@ class Following:
         self._moving.giver.parkings.settle(ticket)
         record = self._confirmed(ticket.vtpm)
         if record is None:
-            self._pull(ticket, data)
+            self._pull(ticket, data, Shown(ticket.park, _channel(args, ticket)))
             record = self._local.manifest.contents.vtpms[ticket.vtpm]
         elif not self._stands(ticket, record):
             self._bring_back(ticket, record)
@@ -141,27 +146,27 @@ class Following:
             raise StateError(f"this ticket of vTPM {record.name!r} is void: it has gone on since{remedy}")
         self._registry.revert(record.name, ticket.park, ticket=ticket.park)
 
-    def _pull(self, ticket: Ticket, data: bytes) -> None:
+    def _pull(self, ticket: Ticket, data: bytes, shown: Shown) -> None:
         began = time.monotonic()
-        if not self._agreed_ahead(ticket, data):
-            self._ask(ticket, data)
+        if not self._agreed_ahead(ticket, data, shown):
+            self._ask(ticket, data, shown)
         took = time.monotonic() - began
         log.info("vTPM %s: here from %s after %.3f s", ticket.name, ticket.platform, took)
 
-    def _agreed_ahead(self, ticket: Ticket, data: bytes) -> bool:
+    def _agreed_ahead(self, ticket: Ticket, data: bytes, shown: Shown) -> bool:
         """Whether it has come over what was agreed on before; else it has to be asked for from the beginning."""
         waiting = self._moving.ahead.take(ticket)
         if waiting is None:
             return False
         try:
-            self._moving.show(waiting, Pull(data, self._local.platform.name, ""), ticket.park)
+            self._moving.show(waiting, Pull(data, self._local.platform.name, ""), shown)
         except (MigrationError, RemoteProtocolError) as error:
             log.info("vTPM %s: what was agreed on ahead came to nothing: %s", ticket.name, error)
             return False
         log.info("vTPM %s: agreed on ahead", ticket.name)
         return True
 
-    def _ask(self, ticket: Ticket, data: bytes) -> None:
+    def _ask(self, ticket: Ticket, data: bytes, shown: Shown) -> None:
         if not ticket.address:
             raise StateError("this ticket names no address: it is for the manager that gave it")
         with PeerLink.connect(ticket.address) as link:
@@ -171,7 +176,7 @@ class Following:
                 raise agreement.refused(message)
             if not isinstance(message, Offer):
                 raise RemoteProtocolError(f"the other end answered a ticket with {type(message).__name__}")
-            self._moving.fetch(link, message, ticket.park)
+            self._moving.fetch(link, message, shown)
 
     def _void(self, args: dict[str, Any]) -> None:
         """The VM that came for vTPM ``name`` has gone without a command: the vTPM is not taken from where it was."""
@@ -188,6 +193,14 @@ class Following:
         with suppress(MigrationError):  # it asks, or is told when it does
             if word is not None:
                 self._moving.tell(move, word)
+
+
+def _channel(args: dict[str, Any], ticket: Ticket) -> str:
+    """ConfigError unless it is a shim's of this vTPM: no other VM comes with a ticket."""
+    channel = args.get("channel", "")
+    if channel not in ("", str(Address(Kind.SHIM, ticket.name))):
+        raise ConfigError(f"{str(channel)[:80]!r} is not the channel of the shim of vTPM {ticket.name!r}")
+    return str(channel)
 
 
 def _vm(args: dict[str, Any]) -> str:

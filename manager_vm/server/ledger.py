@@ -83,11 +83,13 @@ class Ledger:
 
     # -- the destination ------------------------------------------------------------------------------------
 
-    def prepare(self, move: Move, key: SigningKey, arrival: Arrival, final: FinalState) -> Handover:
-        """The state is whole: durable, not runnable. PREPARED."""
+    def prepare(
+        self, move: Move, key: SigningKey, arrival: Arrival, final: FinalState, also: Also = lambda contents: contents
+    ) -> Handover:
+        """The state is whole: durable, not runnable. PREPARED. ``also``: what is committed with it."""
         word = self._signed(move, Kind.PREPARED, key)
         told = replace(move, sent=migration.pack_handover(word))
-        arrival.prepare(final, move.generation, lambda contents: moves.put(contents, told, key.der))
+        arrival.prepare(final, move.generation, lambda contents: also(moves.put(contents, told, key.der)))
         return word
 
     # -- the hand-over --------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from manager_vm.server.move_rules import Local
 from manager_vm.server.peer_link import PeerLink
 from manager_vm.server.pull_out import Giver
 from manager_vm.server.receipts import Proofs
-from manager_vm.server.taking import Taking
+from manager_vm.server.taking import Shown, Taking
 from manager_vm.server.wiring import Wiring
 from manager_vm.store import atomic, moves
 from manager_vm.store.records import Move
@@ -145,16 +145,16 @@ class Moving:
             raise ConfigError("name a move or a vTPM")
         return self._proofs.of(named)
 
-    def fetch(self, link: PeerLink, offer: Offer, park: str) -> None:
-        """What somebody offers to whom we have shown the ticket of this park: PREPARED, and nobody is told yet."""
+    def fetch(self, link: PeerLink, offer: Offer, shown: Shown) -> None:
+        """What somebody offers to whom we have shown this ticket: PREPARED, and nobody is told yet."""
         with ExitStack() as held:
-            self._taking.receive(self._taking.agree(link, offer, held), park)
+            self._taking.receive(self._taking.agree(link, offer, held), shown)
 
-    def show(self, waiting: Waiting, pull: Pull, park: str) -> None:
+    def show(self, waiting: Waiting, pull: Pull, shown: Shown) -> None:
         """The same of somebody with whom that was agreed on before; MigrationError if the other end is gone."""
         with waiting.held:
             waiting.coming.talk.say(pull)
-            self._taking.receive(waiting.coming, park)
+            self._taking.receive(waiting.coming, shown)
 
     def tell(self, move: Move, word: Handover) -> None:
         """Say this to the peer of a move, and go on as long as there is something to say."""

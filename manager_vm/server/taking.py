@@ -22,7 +22,8 @@ from manager_vm.server.receipts import Proofs
 from manager_vm.store import final_state
 from manager_vm.store.final_state import FinalState
 from manager_vm.store.records import Move
-from manager_vm.vtpm.transit import Arrival, Transit
+from manager_vm.vtpm import changes
+from manager_vm.vtpm.transit import Also, Arrival, Transit
 from manager_vm.wire.migration import Cause, Handover, Offer, Ready, StatePart
 
 _CONFIRM = 60.0
@@ -38,6 +39,14 @@ class Coming:
     agreed: Agreed
     arrival: Arrival
     room: ExitStack
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A ticket that was shown: of ``park``, for a VM that waits at ``channel`` ("": its host has not said where)."""
+
+    park: str
+    channel: str
 
 
 class Taking:
@@ -77,8 +86,8 @@ class Taking:
             raise
         return Coming(talk, ours, agreed, arrival, kept)
 
-    def receive(self, coming: Coming, park: str = "") -> tuple[Move, Handover]:
-        """The state that comes now: durable, PREPARED, and nobody is told. ``park``: of a ticket that was shown."""
+    def receive(self, coming: Coming, shown: Shown | None = None) -> tuple[Move, Handover]:
+        """The state that comes now: durable, PREPARED, and nobody is told. ``shown``: the ticket that was."""
         talk = coming.talk
         try:
             with self._proofs.kept(coming.agreed), coming.room:
@@ -86,8 +95,10 @@ class Taking:
                 while data is None:
                     data = assembly.add(talk.expect(StatePart, _STATE))
                 final = final_state.unpack(data)
-                move = replace(_move(coming.side, coming.agreed, final, crypto.digest(data)), pulled=park)
-                return move, self._ledger.prepare(move, coming.side.key, coming.arrival, final)
+                move = _move(coming.side, coming.agreed, final, crypto.digest(data))
+                if shown is not None:
+                    move = replace(move, pulled=shown.park)
+                return move, self._ledger.prepare(move, coming.side.key, coming.arrival, final, _wired(final, shown))
         except VtpmManagerError as error:
             talk.refuse(coming.agreed.offer.move, _told(error))
             raise
@@ -115,6 +126,12 @@ def _move(side: Incoming, agreed: Agreed, final: FinalState, digest: bytes) -> M
         started=ledgers.now(),
         digest=digest,
     )
+
+
+def _wired(final: FinalState, shown: Shown | None) -> Also:
+    """With the channel at which the VM waits, so that no commit of its own is needed for that."""
+    channel = shown.channel if shown is not None else ""
+    return lambda contents: changes.wire(contents, final.uuid, channel, final.vm)
 
 
 def _told(error: VtpmManagerError) -> VtpmManagerError:

@@ -64,11 +64,19 @@ class FakeQemu:
 
     def arrive(self, stream: Stream) -> FakeQemu:
         """-incoming: what post_load does with the TPM's part of the stream."""
+        return self.load(stream).go_on()
+
+    def load(self, stream: Stream) -> FakeQemu:
+        """The first half of it."""
         self.stop(0)
         self.done(self.ask(wire.plain(Cmd.CMD_STOP), 4))
         for kind, (flags, data) in stream.items():
             if data:
                 self.done(self.ask(wire.set_stateblob(kind, flags, data), 4))
+        return self
+
+    def go_on(self) -> FakeQemu:
+        """The other half: its VM does not boot."""
         self.done(self.ask(wire.init(wire.PTM_INIT_FLAG_DELETE_VOLATILE), 4))
         return self
 

@@ -358,6 +358,16 @@ def test_where_managers_have_agreed_the_vm_waits_for_no_hardware_tpm_and_the_sta
         assert pcr(there) == value and hosts.has() == ["b"]
 
 
+def test_the_channel_of_the_vm_that_came_is_committed_with_its_vtpm(hosts: Hosts) -> None:
+    with hosts.started() as qemu, hosts.shim_b.qemu().power_on() as there:
+        value = extended(qemu)
+        there.load(qemu.save())
+        assert hosts.b.show("v")["channel"] == "shim:v"
+        with waits_for_its_hwtpm(hosts.b):
+            there.go_on()
+        assert pcr(there) == value
+
+
 def test_a_manager_that_dies_before_the_park_is_durable_has_given_a_void_ticket(hosts: Hosts) -> None:
     with there_and_back(hosts, hosts.started()) as qemu:
         there = waits(hosts)

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from manager_vm.errors import StateError
+from manager_vm.errors import ConfigError, StateError
 from manager_vm.protocol.lifecycle import State
 from manager_vm.server import following
 from manager_vm.server.following import Following
@@ -34,12 +34,12 @@ class Manifest:
         self.contents = Contents(2, b"", b"")
 
 
-def redeem(manifest: Manifest) -> Any:
+def redeem(manifest: Manifest, channel: str = "") -> Any:
     local = cast(Any, SimpleNamespace(manifest=manifest))
     giver = SimpleNamespace(parkings=Parkings(cast(Any, None)))
     moving = cast(Any, SimpleNamespace(giver=giver, ahead=SimpleNamespace(take=lambda ticket: None)))
     verbs = Following(local, cast(Any, None), moving).host_link(lambda request: None)
-    return verbs(Request(1, "redeem", {"ticket": tickets.pack(BACK), "vm": VM}))
+    return verbs(Request(1, "redeem", {"ticket": tickets.pack(BACK), "vm": VM, "channel": channel}))
 
 
 def test_a_ticket_that_comes_back_before_the_receipt_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,3 +56,13 @@ def test_without_any_receipt_the_reason_is_named_and_nothing_is_pulled(monkeypat
     monkeypatch.setattr(following, "_RECEIPT", 0.2)
     with pytest.raises(StateError, match="nobody has confirmed it yet"):
         redeem(Manifest())
+
+
+@pytest.mark.parametrize("channel", ["shim:w", "ivshmem", "unix:/v", "shim:"])
+def test_a_vm_with_a_ticket_comes_at_no_channel_but_the_shim_s_of_its_vtpm(channel: str) -> None:
+    manifest = Manifest()
+    manifest.confirmed()
+    with pytest.raises(ConfigError, match="is not the channel of the shim of vTPM 'v'"):
+        redeem(manifest, channel)
+    with pytest.raises(StateError, match="names no address"):
+        redeem(manifest, "shim:v")
