@@ -136,6 +136,7 @@ class Giver:
         """The ticket that comes later, which must be of what was offered; None if none comes."""
         try:
             with self._standing_by(record.uuid):
+                log.info("vTPM %s: platform %s stands by for its ticket", record.name, asked.platform)
                 ticket = tickets.parse(talk.expect(Pull, _AHEAD).ticket)
         except MigrationError as error:
             if error.cause in (Cause.PEER_LOST.word, Cause.TIMEOUT.word):

@@ -29,6 +29,7 @@ from tests.integration.site import Site
 
 VM = "11111111-2222-4333-8444-555555555555"
 OTHER_VM = "22222222-2222-4333-8444-555555555555"
+_STANDS_BY = "stands by for its ticket"
 
 
 class Hosts:
@@ -266,9 +267,11 @@ def agreed(manager: Manager) -> int:
 
 
 def waits(hosts: Hosts) -> FakeQemu:
-    """A QEMU at b that waits for its VM; both managers have agreed."""
+    """A QEMU at b that waits for its VM; both managers have agreed, and know it."""
+    before = hosts.a.log().count(_STANDS_BY)
     there = hosts.shim_b.qemu().power_on()
-    until(lambda: len(hosts.b.swtpms()) == 1, 20, "b has room for it")
+    until(lambda: hosts.a.log().count(_STANDS_BY) > before, 20, "b stands by")
+    until(lambda: len(hosts.b.swtpms()) == 1, 20, "a process waits at b")
     return there
 
 
