@@ -10,8 +10,9 @@ import time
 from types import TracebackType
 from typing import NamedTuple
 
+from manager_vm.errors import BusyError
 from manager_vm.vchan import address
-from manager_vm.vchan.endpoint import State
+from manager_vm.vchan.endpoint import Endpoint, State
 from manager_vm.vchan.ring import MEMORY_SIZE
 from manager_vm.wire import channel, framing, tpm
 from manager_vm.wire.channel import Command, Error, Hello, Message, Response, Welcome
@@ -175,12 +176,24 @@ def handle_of(response: bytes) -> int:
     return int.from_bytes(response[10:14], "big")
 
 
+def _connected(where: str) -> Endpoint:
+    """Once whoever was there before has gone."""
+    deadline = time.monotonic() + 5
+    while True:
+        try:
+            return address.connect(address.parse(where))
+        except BusyError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.02)
+
+
 class Session:
     """A front end that says exactly what it is told to."""
 
     def __init__(self, where: str, session: bytes = b"") -> None:
         self.id = session or os.urandom(channel.SESSION_SIZE)
-        self._endpoint = address.connect(address.parse(where))
+        self._endpoint = _connected(where)
         self._decoder = framing.Decoder(channel.MAX_BODY)
         self._messages: list[Message] = []
         deadline = time.monotonic() + 5
