@@ -84,7 +84,7 @@ class HostLink:
         return bool(found["ticket"]) or found["state"] == State.ARRIVING
 
     def expect(self, limit: float, *, over: bool = False) -> None:
-        """The VM may come with a ticket soon: managers agree beforehand; ``over``: it does not come."""
+        """The VM may come with a ticket: if its vTPM is elsewhere managers agree beforehand; ``over``: it does not."""
         self._call("expect", {"vm": self._vm, "over": over}, time.monotonic() + limit)
 
     @property

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from guest_frontend.host_link import HostLink, is_final
 from guest_frontend.link import Link
-from guest_frontend.qemu_session import Answer, Execute, GoOn, Leave, PowerOn, Redeem, Session
+from guest_frontend.qemu_session import Answer, Begins, Execute, GoOn, Leave, PowerOn, Redeem, Session
 from manager_vm.errors import RemoteProtocolError, VtpmManagerError
 from manager_vm.vchan.emulator import Connection
 from manager_vm.wire import swtpm as wire
@@ -160,7 +160,7 @@ class Server:
     def _drop(self) -> None:
         client, self._client = self._client, None
         self._power_off()
-        if self._session.waiting:
+        if self._session.expected:
             self._told("the manager goes on waiting for this VM", lambda: self._host.expect(_NAME_LIMIT, over=True))
         if self._session.arrived and not self._session.used:  # it has never begun to run here
             self._told("the vTPM that came waits on", lambda: self._host.void(_NAME_LIMIT))
@@ -196,8 +196,10 @@ class Server:
         if not self._session.on:
             self._power_off()
         match effect:
-            case PowerOn() if self._may_come():
+            case Begins():
+                self._session.expected = True
                 self._told("nothing is agreed on before the VM comes", lambda: self._host.expect(_NAME_LIMIT))
+            case PowerOn() if self._may_come():
                 return self._session.waits()
             case PowerOn():
                 return self._session.powered(self._power_on())
@@ -209,7 +211,7 @@ class Server:
                 return self._session.redeemed(self._boot is not None)
             case GoOn():
                 return self._session.powered(self._go_on())
-        assert isinstance(effect, Answer)
+        assert isinstance(effect, Answer | Begins)
         return effect.data
 
     def _data(self, client: Connection) -> None:
@@ -236,10 +238,8 @@ class Server:
     def _power_on(self) -> bool:
         """Whether the manager has acknowledged a new boot."""
         began = time.monotonic()
-        try:
-            number = self._host.power_on(INIT_LIMIT)
-        except VtpmManagerError as error:
-            log.error("this VM's boot is not acknowledged, its TPM stays off: %s", error)
+        what = "this VM's boot is not acknowledged, its TPM stays off"
+        if (number := self._told(what, lambda: self._host.power_on(INIT_LIMIT))) is None:
             return False
         log.info("boot %d, acknowledged after %.2f s", number, time.monotonic() - began)
         self._power = Power(number, self._connected, self._host)

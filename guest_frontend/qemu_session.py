@@ -38,6 +38,15 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class Begins:
+    """A QEMU begins. Its VM boots, or comes (``-incoming``: then nothing more is heard before its ticket). The manager
+    is told that it may come; QEMU gets these bytes.
+    """
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class PowerOn:
     """Report a new boot of the VM, or leave that to its first command; then ``Session.powered``, or ``waits``."""
 
@@ -68,7 +77,7 @@ class Execute:
     patience: float
 
 
-Effect = Answer | PowerOn | Leave | Redeem | GoOn | Execute
+Effect = Answer | Begins | PowerOn | Leave | Redeem | GoOn | Execute
 
 _DONE, _FAILED = Answer(wire.result()), Answer(wire.result(wire.TPM_FAIL))
 _NOT_NOW = Answer(wire.result(wire.TPM_BAD_ORDINAL))
@@ -81,6 +90,8 @@ class Session:
     def __init__(self, *, movable: bool = False) -> None:
         self.movable = movable
         self.on = False  # its VM has power, and the manager knows this boot
+        self.begun = False  # it has said how large its buffer is
+        self.expected = False  # the manager has been told that this VM may come
         self.waiting = False  # for a ticket, or for a command that shows that none comes: the VM is to boot then
         self.arrived = False  # with a ticket
         self.used = False  # a command has come since
@@ -112,6 +123,7 @@ class Session:
         self.on = success
         self.firmware = success and not self.arrived
         self.waiting = False
+        self.expected = self.expected and not success
         return wire.result(0 if success else wire.TPM_FAIL)
 
     def waits(self) -> bytes:
@@ -126,6 +138,7 @@ class Session:
     def redeemed(self, success: bool) -> bytes:
         """The answer to SET_STATEBLOB."""
         self.arrived, self.used, self.waiting = success, False, False
+        self.expected = self.expected and not success
         return wire.result(0 if success else tpm.RC.TPM_RC_FAILURE)
 
 
@@ -164,7 +177,11 @@ def _buffer_size(session: Session, request: Request) -> Effect:
     refused = bool(request.value and session.on)
     if request.value and not refused:
         session.buffer_size = min(max(request.value, least), most)
-    return Answer(wire.buffersize(session.buffer_size, least, most, wire.TPM_BAD_ORDINAL if refused else 0))
+    answer = wire.buffersize(session.buffer_size, least, most, wire.TPM_BAD_ORDINAL if refused else 0)
+    if not request.value or session.begun or not session.movable:
+        return Answer(answer)
+    session.begun = True
+    return Begins(answer)
 
 
 def _locality(session: Session, request: Request) -> Effect:

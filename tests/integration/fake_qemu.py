@@ -44,16 +44,21 @@ class FakeQemu:
         self.probe = self.execute(tpm.read_clock())
         self.data.settimeout(PATIENCE)
         self.capabilities = int.from_bytes(self.ask(wire.plain(Cmd.CMD_GET_CAPABILITY), 8), "big")
-        self.stop(CRB_BUFFER)
 
     # -- a VM's life ----------------------------------------------------------------------------------------
 
     def power_on(self) -> FakeQemu:
-        """What happens at each reset of the VM, the first one too."""
+        """What happens at each reset of the VM, the first one too (but for one that comes)."""
         self.stop(0)
         self.stop(CRB_BUFFER)
         self.done(self.ask(wire.init(), 4))
         self.ask(wire.plain(Cmd.CMD_GET_TPMESTABLISHED), 8)
+        return self
+
+    def incoming(self) -> FakeQemu:
+        """-incoming, instead of a power-on: no INIT before the stream is there."""
+        self.stop(0)
+        self.stop(CRB_BUFFER)
         return self
 
     def boot(self) -> FakeQemu:
@@ -63,12 +68,11 @@ class FakeQemu:
         return self
 
     def arrive(self, stream: Stream) -> FakeQemu:
-        """-incoming: what post_load does with the TPM's part of the stream."""
+        """What post_load does with the TPM's part of the stream."""
         return self.load(stream).go_on()
 
     def load(self, stream: Stream) -> FakeQemu:
         """The first half of it."""
-        self.stop(0)
         self.done(self.ask(wire.plain(Cmd.CMD_STOP), 4))
         for kind, (flags, data) in stream.items():
             if data:

@@ -46,7 +46,7 @@ class Hosts:
 
     def arriving(self, stream: Stream) -> FakeQemu:
         """A QEMU at b that waits for the VM, and has loaded its stream; the VM does not run yet."""
-        return self.shim_b.qemu().power_on().arrive(stream)
+        return self.shim_b.qemu().incoming().arrive(stream)
 
     def has(self) -> list[str]:
         """Which managers could run the vTPM."""
@@ -124,7 +124,7 @@ def test_a_vm_that_moves_takes_its_vtpm_along_and_back_and_its_stream_has_no_sta
             assert shown["generation"] == 2
             qemu.leave()  # the source ends behind the move, and touches nothing
             back = there.save()
-            with hosts.shim_a.qemu().power_on().arrive(back) as home:
+            with hosts.shim_a.qemu().incoming().arrive(back) as home:
                 assert pcr(home) == value
                 assert hosts.has() == ["a"] and hosts.a.show("v")["generation"] == 3
     assert "its VM has it after" in hosts.b.log() and "WARNING manager_vm.server.wanted" not in hosts.b.log()
@@ -140,7 +140,7 @@ def test_a_vm_that_goes_on_where_it_was_has_its_vtpm_and_the_ticket_is_void(host
         assert hosts.a.show("v")["state"] == "parked"
         assert pcr(qemu) == value  # QEMU has failed and goes on
         assert hosts.a.show("v")["state"] == "running"
-        with hosts.shim_b.qemu().power_on() as there, pytest.raises(Refused):
+        with hosts.shim_b.qemu().incoming() as there, pytest.raises(Refused):
             there.arrive(stream)
         assert hosts.b.ctl("list") == []
 
@@ -184,11 +184,11 @@ def test_a_vm_that_was_saved_is_restored_at_the_same_host_once(hosts: Hosts) -> 
         value = extended(qemu)
         stream = qemu.save()
         qemu.leave()
-    with hosts.shim_a.qemu().power_on().arrive(stream) as again:
+    with hosts.shim_a.qemu().incoming().arrive(stream) as again:
         assert pcr(again) == value
         extended(again)
         again.leave()
-    with hosts.shim_a.qemu().power_on() as older, pytest.raises(Refused):
+    with hosts.shim_a.qemu().incoming() as older, pytest.raises(Refused):
         older.arrive(stream)
 
 
@@ -200,7 +200,7 @@ def test_a_vm_that_boots_although_it_was_saved_gives_its_ticket_up(hosts: Hosts)
     with hosts.shim_a.qemu().boot() as fresh:
         assert pcr(fresh) == bytes(32)
         fresh.leave()
-    with hosts.shim_a.qemu().power_on() as older, pytest.raises(Refused):
+    with hosts.shim_a.qemu().incoming() as older, pytest.raises(Refused):
         older.arrive(stream)
 
 
@@ -210,7 +210,7 @@ def test_a_standing_order_that_was_revoked_at_either_side_leads_nowhere(hosts: H
     with hosts.started() as qemu:
         value = extended(qemu)
         stream = qemu.save()
-        with hosts.shim_b.qemu().power_on() as there, pytest.raises(Refused):
+        with hosts.shim_b.qemu().incoming() as there, pytest.raises(Refused):
             there.arrive(stream)
         assert pcr(qemu) == value and hosts.has() == ["a"] and hosts.b.ctl("list") == []
 
@@ -219,12 +219,12 @@ def test_a_ticket_is_good_for_its_own_vm_only(hosts: Hosts) -> None:
     with hosts.started() as qemu, shimmed(hosts.b, "w", OTHER_VM) as foreign:
         value = extended(qemu)
         stream = qemu.save()
-        with foreign.qemu().power_on() as there, pytest.raises(Refused):
+        with foreign.qemu().incoming() as there, pytest.raises(Refused):
             there.arrive(stream)
         assert f"is for VM {VM}" in foreign.log()
         flags, data = stream[Blob.PERMANENT]
         for damaged in (data[:-1], b"x" * 100, data.replace(VM.encode(), OTHER_VM.encode())):
-            with hosts.shim_b.qemu().power_on() as there, pytest.raises(Refused):
+            with hosts.shim_b.qemu().incoming() as there, pytest.raises(Refused):
                 there.arrive({Blob.PERMANENT: (flags, damaged)})
         assert pcr(qemu) == value and hosts.has() == ["a"]
 
@@ -255,7 +255,7 @@ def there_and_back(hosts: Hosts, qemu: FakeQemu) -> FakeQemu:
     with hosts.arriving(qemu.save()) as there:
         pcr(there)
         qemu.leave()
-        home = hosts.shim_a.qemu().power_on().arrive(there.save())
+        home = hosts.shim_a.qemu().incoming().arrive(there.save())
     pcr(home)
     until(lambda: hosts.b.ctl("list") == [], 20, "b has the receipt")
     return home
@@ -269,7 +269,7 @@ def agreed(manager: Manager) -> int:
 def waits(hosts: Hosts) -> FakeQemu:
     """A QEMU at b that waits for its VM; both managers have agreed, and know it."""
     before = hosts.a.log().count(_STANDS_BY)
-    there = hosts.shim_b.qemu().power_on()
+    there = hosts.shim_b.qemu().incoming()
     until(lambda: hosts.a.log().count(_STANDS_BY) > before, 20, "b stands by")
     until(lambda: len(hosts.b.swtpms()) == 1, 20, "a process waits at b")
     return there
@@ -362,7 +362,7 @@ def test_where_managers_have_agreed_the_vm_waits_for_no_hardware_tpm_and_the_sta
 
 
 def test_the_channel_of_the_vm_that_came_is_committed_with_its_vtpm(hosts: Hosts) -> None:
-    with hosts.started() as qemu, hosts.shim_b.qemu().power_on() as there:
+    with hosts.started() as qemu, hosts.shim_b.qemu().incoming() as there:
         value = extended(qemu)
         there.load(qemu.save())
         assert hosts.b.show("v")["channel"] == "shim:v"

@@ -168,7 +168,7 @@ class Scene:
         self.value, self.count = self.stayed.insist(raw.pcr_read(16))[-32:], read_counter(self.stayed)
         if ahead:
             self._there_and_back()
-        self.came = hosts.shim_b.qemu().power_on()
+        self.came = hosts.shim_b.qemu().incoming()
         self._stream: Stream = {}
         until(lambda: bool(hosts.b.swtpms()) is ahead, 10.0, "the managers have agreed")
 
@@ -176,7 +176,7 @@ class Scene:
         with self.hosts.arriving(self.stayed.save()) as there:
             assert answer(there) == 0
             self.stayed.leave()
-            self.stayed = self.hosts.shim_a.qemu().power_on().arrive(there.save())
+            self.stayed = self.hosts.shim_a.qemu().incoming().arrive(there.save())
             assert answer(self.stayed) == 0
             there.leave()
 

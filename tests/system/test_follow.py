@@ -25,7 +25,7 @@ from tests.integration.conftest import managed, short_directory
 from tests.integration.harness import Manager, until
 from tests.integration.shim import Shim, shimmed
 from tests.integration.site import Site
-from tests.integration.test_following import VM, ordered
+from tests.integration.test_following import VM, agreed, ordered
 from tests.system import vms
 from tests.system.test_move import Client
 
@@ -164,6 +164,7 @@ def check_moves(hosts: Hosts, times: int) -> None:
     ours = [path for path in hosts.directory.rglob("*") if path.is_file() and path.parent.name.startswith("vm")]
     assert ours and not any(secret in path.read_bytes() for path in ours)
     assert hosts.site.a.show("v")["generation"] == times + 1
+    assert sum(agreed(each) for each in (hosts.site.a, hosts.site.b)) == times - 1  # they had to meet first
     print(json.dumps({"downtimes": downtimes, "longest_seconds": round(client.longest(), 2)}))
 
 

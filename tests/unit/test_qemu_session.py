@@ -10,7 +10,17 @@ from itertools import product
 import pytest
 
 from guest_frontend import qemu_session
-from guest_frontend.qemu_session import FIRMWARE_PATIENCE, Answer, Execute, GoOn, Leave, PowerOn, Redeem, Session
+from guest_frontend.qemu_session import (
+    FIRMWARE_PATIENCE,
+    Answer,
+    Begins,
+    Execute,
+    GoOn,
+    Leave,
+    PowerOn,
+    Redeem,
+    Session,
+)
 from manager_vm.errors import RemoteProtocolError
 from manager_vm.protocol.channel_client import KERNEL_PATIENCE
 from manager_vm.wire import swtpm as wire
@@ -177,6 +187,26 @@ def test_a_vm_that_comes_goes_on_only_behind_a_ticket_that_was_redeemed() -> Non
     assert not session.firmware and not session.used
     effect = session.execute(COMMAND)
     assert isinstance(effect, Execute) and effect.patience == KERNEL_PATIENCE and session.used
+
+
+def test_a_qemu_that_begins_may_wait_for_a_vm_and_says_nothing_more_of_it() -> None:
+    session = Session(movable=True)
+    assert session.control(Request(Cmd.CMD_SET_BUFFERSIZE, 0)) == buffer(MOST)  # it only asks
+    begins = session.control(Request(Cmd.CMD_SET_BUFFERSIZE, 3968))
+    assert begins == Begins(buffer(3968).data)
+    assert session.control(Request(Cmd.CMD_SET_BUFFERSIZE, 3968)) == buffer(3968)  # a reset is no beginning
+    assert Session().control(Request(Cmd.CMD_SET_BUFFERSIZE, 3968)) == buffer(3968)  # nobody knows whose it is
+
+
+@pytest.mark.parametrize("success", [True, False])
+def test_a_vm_is_expected_until_it_has_come_or_boots(success: bool) -> None:
+    session = Session(movable=True)
+    session.expected = True
+    session.redeemed(success)
+    assert session.expected is not success
+    session.expected = True
+    session.powered(success)
+    assert session.expected is not success
 
 
 def test_a_vm_that_asks_its_tpm_for_something_before_any_ticket_is_one_that_boots() -> None:
