@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pytest
 
@@ -21,10 +22,14 @@ from image.host.transfer import Incoming, Outgoing
 from image.host.vm import Vm
 from manager_vm.ctl.client import Client as Link
 from manager_vm.errors import HostError
+from manager_vm.wire import tpm
+from manager_vm.wire.swtpm import Cmd
 from tests.integration.conftest import managed, short_directory
+from tests.integration.fake_qemu import FakeQemu
 from tests.integration.harness import Manager, until
 from tests.integration.shim import Shim, shimmed
 from tests.integration.site import Site
+from tests.integration.spoken import Spoken
 from tests.integration.test_following import VM, agreed, ordered
 from tests.system import vms
 from tests.system.test_move import Client
@@ -57,6 +62,9 @@ class Tap:
                     far.sendall(data)
 
 
+H = TypeVar("H", bound="Hosts")
+
+
 class Hosts:
     """Two managers with a shim each; the VM runs at one of them."""
 
@@ -70,7 +78,7 @@ class Hosts:
         """A VM whose TPM is that of the shim there."""
         self._count += 1
         directory = self.directory / f"vm{self._count}"
-        spec = VmSpec("guest", vms.IMAGES / "guest", directory, hwtpm=self.shims[at].path, uuid=VM)
+        spec = VmSpec("guest", vms.IMAGES / "guest", directory, hwtpm=self.tpm(at), uuid=VM)
         return Vm(spec, accel.choose(self.directory / "accelerator", vms.IMAGES / "guest"), arrives=arrives)
 
     def migrate(self, to: Manager) -> float:
@@ -104,13 +112,17 @@ class Hosts:
             raise
         return there, stopped
 
+    def tpm(self, at: Manager) -> Path:
+        """Where the next QEMU finds its TPM."""
+        return self.shims[at].path
+
     def has(self) -> list[Manager]:
         """Who has the vTPM."""
         return [each for each in (self.site.a, self.site.b) if each.ctl("list")]
 
 
 @contextmanager
-def two_hosts(make: Callable[[Path, Site, dict[Manager, Shim]], Hosts] = Hosts) -> Iterator[Hosts]:
+def two_hosts(make: Callable[[Path, Site, dict[Manager, Shim]], H]) -> Iterator[H]:
     """The VM is up at the first."""
     with short_directory() as directory, ExitStack() as stack:
         managers = []
@@ -131,7 +143,7 @@ def two_hosts(make: Callable[[Path, Site, dict[Manager, Shim]], Hosts] = Hosts) 
 
 @pytest.fixture
 def hosts() -> Iterator[Hosts]:
-    with two_hosts() as found:
+    with two_hosts(Hosts) as found:
         yield found
 
 
@@ -153,6 +165,38 @@ def moved(hosts: Hosts, client: Client, times: int) -> list[float]:
     return found
 
 
+class Overheard(Hosts):
+    """Whose QEMUs' words to their shims are kept."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.said: list[Spoken] = []
+
+    def tpm(self, at: Manager) -> Path:
+        self.said.append(Spoken(self.directory / f"tpm{len(self.said)}", super().tpm(at)))
+        return self.said[-1].path
+
+    def close(self) -> None:
+        """Once all QEMUs are gone."""
+        while self.said:
+            self.said.pop().close()
+
+    def lives(self) -> list[list[tuple[Cmd, int]]]:
+        """Of all QEMUs, each from its begin to its VM's leaving."""
+        return [[word for word in each.words if word[0] is not Cmd.CMD_SHUTDOWN] for each in self.said]
+
+
+def moved_made_up(hosts: Hosts) -> None:
+    """The same VM with QEMUs that are made up: it boots, moves there and back."""
+    with ExitStack() as stack:
+        qemu = stack.enter_context(FakeQemu(hosts.tpm(hosts.site.a))).boot()
+        for place in (hosts.site.b, hosts.site.a):
+            there = stack.enter_context(FakeQemu(hosts.tpm(place))).incoming().arrive(qemu.save())
+            qemu.leave()
+            assert there.insist(tpm.get_random(8))[6:10] == bytes(4)
+            qemu = there
+
+
 def check_moves(hosts: Hosts, times: int) -> None:
     secret = secret_of(hosts.site.a)
     client = Client(hosts.vm.agent, patient=True)
@@ -169,8 +213,15 @@ def check_moves(hosts: Hosts, times: int) -> None:
 
 
 @pytest.mark.timeout(900)
-def test_a_vm_that_qemu_moves_there_and_back_uses_its_tpm_all_the_time_and_sees_no_error(hosts: Hosts) -> None:
-    check_moves(hosts, 2)
+def test_a_vm_that_qemu_moves_there_and_back_uses_its_tpm_all_the_time_and_sees_no_error() -> None:
+    with two_hosts(Overheard) as hosts:
+        check_moves(hosts, 2)
+        real = hosts.lives()
+        hosts.vm.close()
+        hosts.close()
+        moved_made_up(hosts)
+        assert hosts.lives() == real  # what other tests' made-up QEMUs say is what QEMU says
+        hosts.close()
 
 
 @pytest.mark.full

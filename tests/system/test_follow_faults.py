@@ -21,7 +21,7 @@ COUNTER = 0x1500017  # of tests/system/worker.py
 
 @pytest.fixture
 def hosts() -> Iterator[Hosts]:
-    with two_hosts() as found:
+    with two_hosts(Hosts) as found:
         yield found
 
 

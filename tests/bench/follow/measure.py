@@ -130,7 +130,7 @@ def _end(way: Way) -> str:
 def _ways(tell: Callable[[str], None]) -> Iterator[list[Way]]:
     with ExitStack() as stack:
         tell(f"{FOLLOWS}: booting its VM")
-        hosts = stack.enter_context(test_follow.two_hosts())
+        hosts = stack.enter_context(test_follow.two_hosts(Hosts))
         ours = Way(FOLLOWS, hosts, [hosts.site.b, hosts.site.a])
         tell(f"{HOST}: booting its VM")
         plain = Plain(stack.enter_context(vms.short_directory()), stack)
