@@ -15,8 +15,8 @@ of the other way stands still meanwhile. Both migrations are made by the same co
 have met, and agree before the ticket comes; the first move is not counted.
 
 - QEMU's downtime: what QEMU says of itself (query-migrate): from stopping the source to its stream's end.
-- stop to go: from the source's stop to the destination's processors running, as the program sees it that leads both
-  QEMUs. Its look at them, 20 ms at a time, is in it, on both ways.
+- stop to go: from the source's processors standing still to the destination's running, by the time that each QEMU says
+  of it (events STOP and RESUME). The program that leads both QEMUs looks at them 20 ms at a time, on both ways.
 - longest wait: between two rounds of the client, by the guest's own clock, which stands still while the VM does.
 - of ours: ticket (the vTPM is still; its park, an anchored commit, goes on beside QEMU), redeem (the park is through,
   its state is here, an anchored commit on each side),

@@ -14,6 +14,7 @@ from typing import Any, cast
 from image.host import accel
 from image.host.machine import VmSpec
 from image.host.process import Process
+from image.host.qmp import Qmp
 from image.host.vm import Vm
 from manager_vm.errors import HostError
 from tests.integration.harness import Manager, until
@@ -23,6 +24,7 @@ from tests.system.test_move import Client
 
 FOLLOWS, HOST = "follows", "host swtpm"
 _BOOT = 400.0
+_EVENT = 10.0  # seconds
 _PARTS = {
     "ticket": re.compile(r"its ticket is here after ([0-9.]+) s"),
     "redeem": re.compile(r"here from .* after ([0-9.]+) s"),
@@ -80,10 +82,10 @@ class Way:
         hosts.vm.go()
         before = self.client.go_on()
         said = [len(each) for each in self._logs()]
-        began = time.monotonic()
-        there, stopped = hosts.arrived(to)
+        began = time.time()
+        there, _ = hosts.arrived(to)
         there.go()
-        now = time.monotonic()
+        stopped, now = _last(hosts.vm.qmp, "STOP"), _last(there.qmp, "RESUME")
         downtime = float(hosts.vm.qmp.execute("query-migrate")["downtime"])
         hosts.vm.close()
         hosts.vm = there
@@ -104,6 +106,17 @@ class Way:
     def _logs(self) -> list[str]:
         """Of managers and shims."""
         return [log() for place, shim in self._hosts.shims.items() for log in (place.log, shim.log)]
+
+
+def _last(qmp: Qmp, name: str) -> float:
+    """When QEMU said this event last, by its own clock, which is that of this machine (seconds since 1970)."""
+    found = None
+    while (event := qmp.next_event(0 if found else _EVENT)) is not None:
+        if event["event"] == name:
+            found = event["timestamp"]["seconds"] + event["timestamp"]["microseconds"] / 1e6
+    if found is None:
+        raise HostError(f"QEMU has not said {name}")
+    return float(found)
 
 
 def moves(rounds: int, tell: Callable[[str], None]) -> list[Move]:
