@@ -96,8 +96,8 @@ class Hosts:
         try:
             incoming, out = Incoming(there), Outgoing(self.vm)
             incoming.listen(there.spec.directory / "ram.sock")
-            with closing(Tap(there.spec.directory / "tap.sock", there.spec.directory / "ram.sock")) as tap:
-                out.start(f"unix:{tap.path}", hold=halfway is not None)
+            with self.way(there.spec.directory / "ram.sock") as path:
+                out.start(f"unix:{path}", hold=halfway is not None)
                 if halfway is not None:
                     out.await_sent()
                     halfway()
@@ -106,11 +106,17 @@ class Hosts:
                 stopped = time.monotonic()
                 out.finish()
                 incoming.await_arrived()
-                self.streams.append(bytes(tap.seen))
         except BaseException:
             there.close()
             raise
         return there, stopped
+
+    @contextmanager
+    def way(self, target: Path) -> Iterator[Path]:
+        """Where the VM's stream goes so that it comes to ``target``; it is kept."""
+        with closing(Tap(target.with_name("tap.sock"), target)) as tap:
+            yield tap.path
+            self.streams.append(bytes(tap.seen))
 
     def tpm(self, at: Manager) -> Path:
         """Where the next QEMU finds its TPM."""

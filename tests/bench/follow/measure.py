@@ -44,7 +44,15 @@ class Move:
     parts: dict[str, float] = field(default_factory=dict)
 
 
-class Plain(Hosts):
+class Direct(Hosts):
+    """Whose VMs' streams go from QEMU to QEMU."""
+
+    @contextmanager
+    def way(self, target: Path) -> Iterator[Path]:
+        yield target
+
+
+class Plain(Direct):
     """Hosts without us: each QEMU has a swtpm, which begins empty."""
 
     def __init__(self, directory: Path, stack: ExitStack) -> None:
@@ -143,7 +151,7 @@ def _end(way: Way) -> str:
 def _ways(tell: Callable[[str], None]) -> Iterator[list[Way]]:
     with ExitStack() as stack:
         tell(f"{FOLLOWS}: booting its VM")
-        hosts = stack.enter_context(test_follow.two_hosts(Hosts))
+        hosts = stack.enter_context(test_follow.two_hosts(Direct))
         ours = Way(FOLLOWS, hosts, [hosts.site.b, hosts.site.a])
         tell(f"{HOST}: booting its VM")
         plain = Plain(stack.enter_context(vms.short_directory()), stack)
