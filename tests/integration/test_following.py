@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ import pytest
 from manager_vm.server.peer_link import PeerLink
 from manager_vm.trust import standing
 from manager_vm.trust.signing import SigningKey
+from manager_vm.wire import ticket as tickets
 from manager_vm.wire import tpm
 from manager_vm.wire.migration import Ahead, Cause, Refuse
 from manager_vm.wire.swtpm import Blob
@@ -227,6 +229,17 @@ def test_a_ticket_is_good_for_its_own_vm_only(hosts: Hosts) -> None:
             with hosts.shim_b.qemu().incoming() as there, pytest.raises(Refused):
                 there.arrive({Blob.PERMANENT: (flags, damaged)})
         assert pcr(qemu) == value and hosts.has() == ["a"]
+
+
+def test_a_ticket_with_another_vtpm_s_name_brings_nothing_to_that_one_s_shim(hosts: Hosts) -> None:
+    with hosts.started() as qemu, shimmed(hosts.b, "w", VM) as other:
+        value = extended(qemu)
+        flags, data = qemu.save()[Blob.PERMANENT]
+        renamed = tickets.pack(replace(tickets.parse(data), name="w"))
+        with other.qemu().incoming() as there, pytest.raises(Refused):
+            there.arrive({Blob.PERMANENT: (flags, renamed)})
+        assert "vTPM 'v' has come, and its VM waits at 'shim:w'" in other.log()
+        assert hosts.b.ctl("list") == [] and pcr(qemu) == value
 
 
 def test_a_vtpm_that_belongs_to_no_vm_does_not_let_its_vm_leave(hosts: Hosts) -> None:
