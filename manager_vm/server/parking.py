@@ -44,7 +44,7 @@ class Parking:
             log.info("vTPM %s: parked, its VM has a ticket for it", self.name)
         except VtpmManagerError as error:
             self.error = error
-            log.error("vTPM %s: it cannot be parked for the ticket that its VM has: %s", self.name, error)
+            log.error("vTPM %s: it cannot be parked for its VM's ticket: %s", self.name, error)
         finally:
             self._still.set()
 
