@@ -198,7 +198,7 @@ class Server:
         match effect:
             case Begins():
                 self._session.expected = True
-                self._told("nothing is agreed on before the VM comes", lambda: self._host.expect(_NAME_LIMIT))
+                self._told("the manager is not told that this VM may come", lambda: self._host.expect(_NAME_LIMIT))
             case PowerOn() if self._may_come():
                 return self._session.waits()
             case PowerOn():

@@ -24,7 +24,8 @@ from manager_vm.server.peer_link import PeerLink
 from manager_vm.server.taking import Shown
 from manager_vm.store import moves
 from manager_vm.store.records import Move, VtpmRecord
-from manager_vm.vchan.address import Address, Kind
+from manager_vm.vchan import address
+from manager_vm.vchan.address import Kind
 from manager_vm.vtpm import binding, snapshots
 from manager_vm.vtpm.registry import Registry
 from manager_vm.wire import ticket as tickets
@@ -116,7 +117,7 @@ class Following:
         self._moving.giver.parkings.settle(ticket)
         record = self._confirmed(ticket.vtpm)
         if record is None:
-            self._pull(ticket, data, Shown(ticket.park, _channel(args, ticket)))
+            self._pull(ticket, data, Shown(ticket.park, _channel(args)))
             record = self._local.manifest.contents.vtpms[ticket.vtpm]
         elif not self._stands(ticket, record):
             self._bring_back(ticket, record)
@@ -195,12 +196,12 @@ class Following:
                 self._moving.tell(move, word)
 
 
-def _channel(args: dict[str, Any], ticket: Ticket) -> str:
-    """ConfigError unless it is a shim's of this vTPM: no other VM comes with a ticket."""
+def _channel(args: dict[str, Any]) -> str:
+    """ConfigError unless it is a shim's: no other VM comes with a ticket."""
     channel = args.get("channel", "")
-    if channel not in ("", str(Address(Kind.SHIM, ticket.name))):
-        raise ConfigError(f"{str(channel)[:80]!r} is not the channel of the shim of vTPM {ticket.name!r}")
-    return str(channel)
+    if not isinstance(channel, str) or (channel and address.parse(channel).kind is not Kind.SHIM):
+        raise ConfigError(f"{str(channel)[:80]!r} is no shim's channel")
+    return channel
 
 
 def _vm(args: dict[str, Any]) -> str:

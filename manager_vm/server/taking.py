@@ -22,8 +22,8 @@ from manager_vm.server.receipts import Proofs
 from manager_vm.store import final_state
 from manager_vm.store.final_state import FinalState
 from manager_vm.store.records import Move
-from manager_vm.vchan.address import Address, Kind
-from manager_vm.vtpm import changes
+from manager_vm.vchan import address
+from manager_vm.vtpm import binding, changes
 from manager_vm.vtpm.transit import Also, Arrival, Transit
 from manager_vm.wire.migration import Cause, Handover, Offer, Ready, StatePart
 
@@ -132,11 +132,11 @@ def _move(side: Incoming, agreed: Agreed, final: FinalState, digest: bytes) -> M
 def _wired(final: FinalState, shown: Shown | None) -> Also:
     """With the channel at which the VM waits, so that no commit of its own is needed for that.
 
-    MigrationError (order) if that is another vTPM's: a ticket's words are its bearer's, and the state has come since.
+    ConfigError if that is another vTPM's: what a ticket says of itself is its bearer's word, and this is what has come.
     """
     channel = shown.channel if shown is not None else ""
-    if channel not in ("", str(Address(Kind.SHIM, final.name))):
-        raise MigrationError(f"vTPM {final.name!r} has come, and its VM waits at {channel!r}", Cause.ORDER.word)
+    if channel:
+        binding.demand_own(final.name, address.parse(channel))
     return lambda contents: changes.wire(contents, final.uuid, channel, final.vm)
 
 

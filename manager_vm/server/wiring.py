@@ -172,8 +172,7 @@ class Wiring:
     def _demand_possible(self, name: str, where: Address, vm: str) -> None:
         """Before anything is opened for it."""
         binding.demand(self._registry.record(name), vm)
-        if where.kind is Kind.SHIM and where.argument != name:
-            raise ConfigError(f"a shim's channel is named as its vTPM: shim:{name}")
+        binding.demand_own(name, where)
 
     def _is_served(self, name: str) -> bool:
         return name in self._channels and self._channels[name].serves(self._registry.get(name))

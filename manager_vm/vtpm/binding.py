@@ -12,6 +12,7 @@ from dataclasses import replace
 from manager_vm.errors import BoundError, BusyError, ConfigError, StateError, UnknownVtpmError
 from manager_vm.protocol.lifecycle import State
 from manager_vm.store.records import Contents, VtpmRecord
+from manager_vm.vchan.address import Address, Kind
 
 NOBODY = "none"
 _MOVING = {State.ARRIVING, State.GONE}
@@ -35,6 +36,12 @@ def demand(record: VtpmRecord, vm: str) -> None:
     if record.vm and record.vm != vm:
         asked = f"VM {vm}" if vm else "a VM that the host has not named (--vm UUID)"
         raise BoundError(f"vTPM {record.name!r} belongs to VM {record.vm} and is not served to {asked}")
+
+
+def demand_own(name: str, where: Address) -> None:
+    """ConfigError where this is another vTPM's shim."""
+    if where.kind is Kind.SHIM and where.argument != name:
+        raise ConfigError(f"a shim's channel is named as its vTPM: shim:{name}, not {where}")
 
 
 def bound(contents: Contents, vtpm: str, vm: str) -> Contents:

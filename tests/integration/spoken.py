@@ -48,9 +48,11 @@ class Spoken:
             far.connect(str(self._target))
             back = threading.Thread(target=self._answers, args=(far, near))
             back.start()
-            self._listen(near, far)
-            self._cut()
-            back.join()
+            try:
+                self._listen(near, far)
+            finally:  # also behind a word that is none: QEMU must not wait for an answer
+                self._cut()
+                back.join()
 
     def _listen(self, near: socket.socket, far: socket.socket) -> None:
         heard = bytearray()

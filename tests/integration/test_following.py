@@ -238,7 +238,7 @@ def test_a_ticket_with_another_vtpm_s_name_brings_nothing_to_that_one_s_shim(hos
         renamed = tickets.pack(replace(tickets.parse(data), name="w"))
         with other.qemu().incoming() as there, pytest.raises(Refused):
             there.arrive({Blob.PERMANENT: (flags, renamed)})
-        assert "vTPM 'v' has come, and its VM waits at 'shim:w'" in other.log()
+        assert "a shim's channel is named as its vTPM: shim:v, not shim:w" in other.log()
         assert hosts.b.ctl("list") == [] and pcr(qemu) == value
 
 

@@ -220,14 +220,13 @@ def check_moves(hosts: Hosts, times: int) -> None:
 
 @pytest.mark.timeout(900)
 def test_a_vm_that_qemu_moves_there_and_back_uses_its_tpm_all_the_time_and_sees_no_error() -> None:
-    with two_hosts(Overheard) as hosts:
+    with two_hosts(Overheard) as hosts, closing(hosts):
         check_moves(hosts, 2)
         real = hosts.lives()
         hosts.vm.close()
         hosts.close()
         moved_made_up(hosts)
         assert hosts.lives() == real  # what other tests' made-up QEMUs say is what QEMU says
-        hosts.close()
 
 
 @pytest.mark.full

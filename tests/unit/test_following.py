@@ -34,7 +34,7 @@ class Manifest:
         self.contents = Contents(2, b"", b"")
 
 
-def redeem(manifest: Manifest, channel: str = "") -> Any:
+def redeem(manifest: Manifest, channel: object = "") -> Any:
     local = cast(Any, SimpleNamespace(manifest=manifest))
     giver = SimpleNamespace(parkings=Parkings(cast(Any, None)))
     moving = cast(Any, SimpleNamespace(giver=giver, ahead=SimpleNamespace(take=lambda ticket: None)))
@@ -58,11 +58,11 @@ def test_without_any_receipt_the_reason_is_named_and_nothing_is_pulled(monkeypat
         redeem(Manifest())
 
 
-@pytest.mark.parametrize("channel", ["shim:w", "ivshmem", "unix:/v", "shim:"])
-def test_a_vm_with_a_ticket_comes_at_no_channel_but_the_shim_s_of_its_vtpm(channel: str) -> None:
+@pytest.mark.parametrize("channel", ["ivshmem", "unix:/v", "shim:", "x", 7])
+def test_a_vm_with_a_ticket_comes_at_no_channel_but_a_shim_s(channel: object) -> None:
     manifest = Manifest()
     manifest.confirmed()
-    with pytest.raises(ConfigError, match="is not the channel of the shim of vTPM 'v'"):
+    with pytest.raises(ConfigError, match=r"is no (shim's )?channel"):
         redeem(manifest, channel)
     with pytest.raises(StateError, match="names no address"):
         redeem(manifest, "shim:v")
